@@ -1,0 +1,40 @@
+"""The exception tree. Every failure that a user can cause or meet is one of these.
+
+    LlmzipError                 anything llmzip refuses, always one clear line
+    ├── CorruptArchive          the bytes are not what was written
+    │   └── TruncatedArchive    the bytes end too early
+    ├── UnsupportedArchive      written by a newer version, or with an unknown profile
+    ├── WrongModel              the archive needs a model that was not given or not found
+    │   └── UnsupportedModel    the model has no exact form, or its files are unsafe
+    └── InexactDevice           this machine's arithmetic deviates from IEEE-754
+
+Knows nothing of anything else.
+"""
+
+
+class LlmzipError(Exception):
+    """Base of all errors that llmzip raises on purpose."""
+
+
+class CorruptArchive(LlmzipError):
+    """The archive's bytes are damaged, or it is not an archive."""
+
+
+class TruncatedArchive(CorruptArchive):
+    """The archive ends before its last frame does."""
+
+
+class UnsupportedArchive(LlmzipError):
+    """The archive uses a format version, a profile or a flag this version does not know."""
+
+
+class WrongModel(LlmzipError):
+    """The archive was made with another model than the one at hand."""
+
+
+class UnsupportedModel(WrongModel):
+    """The model's files are unsafe, incomplete, or of an architecture without exact form."""
+
+
+class InexactDevice(LlmzipError):
+    """The device's arithmetic differs from the reference; nothing may be coded with it."""

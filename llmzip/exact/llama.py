@@ -1,0 +1,246 @@
+"""Llama-family checkpoint tensors + ids → logits, bit for bit the same on every machine.
+
+RMSNorm, rotary embedding, grouped-query attention (optionally sliding), SwiGLU, tied or
+untied head: `LlamaForCausalLM`, `MistralForCausalLM`. Knows nothing of files or tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmzip.errors import UnsupportedModel
+from llmzip.exact import ops, tables
+from llmzip.exact.attention import KeyValueCache, attend
+
+_FAMILY = ("llama", "mistral")
+_MAX_CONTEXT = 65536  # keys whose integer sums stay exact, see attention.attend
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a model, read from the config.json of Hugging Face."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    epsilon: float
+    theta: float
+    context: int  # the positions that it was trained with
+    window: int | None  # sliding attention: a token sees this many, itself included
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """Raises UnsupportedModel, with the reason, for anything without exact form."""
+        kind = config.get("model_type")
+        if kind not in _FAMILY:
+            raise UnsupportedModel(
+                f"model type {kind!r} has no exact form; known: {', '.join(_FAMILY)}"
+            )
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedModel(f"rotary embedding of type {rope_type!r} has no exact form")
+        if config.get("hidden_act", "silu") != "silu":
+            raise UnsupportedModel(f"activation {config['hidden_act']!r} has no exact form")
+        if config.get("pretraining_tp", 1) != 1:
+            raise UnsupportedModel("pretraining_tp other than 1 has no exact form")
+        try:
+            heads = int(config["num_attention_heads"])
+            hidden = int(config["hidden_size"])
+            context = int(config["max_position_embeddings"])
+            window = config.get("sliding_window") if kind == "mistral" else None
+            architecture = cls(
+                vocab_size=int(config["vocab_size"]),
+                hidden_size=hidden,
+                intermediate_size=int(config["intermediate_size"]),
+                layers=int(config["num_hidden_layers"]),
+                heads=heads,
+                kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_dim=int(config.get("head_dim") or hidden // heads),
+                epsilon=float(config.get("rms_norm_eps", 1e-6)),
+                theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+                context=context,
+                window=None if window is None else int(window),
+                tied=bool(config.get("tie_word_embeddings", False)),
+            )
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UnsupportedModel(f"config.json is incomplete or malformed: {error!r}") from None
+        architecture._check()
+        return architecture
+
+    def _check(self) -> None:
+        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.layers)
+        sizes += (self.heads, self.kv_heads, self.head_dim, self.context, self.window or 1)
+        if min(sizes) < 1 or self.vocab_size < 2 or self.context < 2:
+            raise UnsupportedModel("config.json holds a size that is too small")
+        if self.heads % self.kv_heads or self.head_dim % 2 or self.head_dim > 1024:
+            raise UnsupportedModel(
+                f"{self.heads} heads of {self.head_dim} over {self.kv_heads} key heads "
+                "have no exact form"
+            )
+        if not (0 < self.epsilon < 1 and 1 < self.theta < 1e12):
+            raise UnsupportedModel("config.json holds an epsilon or rope_theta out of range")
+
+
+@dataclass
+class _Layer:
+    input_norm: Tensor
+    qkv: ops.Linear
+    output: ops.Linear
+    mlp_norm: Tensor
+    gate_up: ops.Linear
+    down: ops.Linear
+
+
+class ExactLlama:
+    """An exact form of a Llama-family model.
+
+    Weights that come as int8 with a `<name>_scale` are used as they are; floating-point ones
+    are quantised per output row. Input embeddings keep the precision that they come in.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        tensors: Mapping[str, Tensor],
+        *,
+        levels: float = ops.A16_LEVELS,
+        int8: bool | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.architecture = a = architecture
+        self.device = torch.device(device)
+        self._tensors, self._levels, self._int8 = tensors, levels, int8
+        q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        self._layers = []
+        for i in range(a.layers):
+            prefix = f"model.layers.{i}."
+            attention, mlp = prefix + "self_attn.", prefix + "mlp."
+            self._layers.append(
+                _Layer(
+                    input_norm=self._norm(prefix + "input_layernorm"),
+                    qkv=self._linear(
+                        a.hidden_size,
+                        {
+                            attention + "q_proj": q_size,
+                            attention + "k_proj": kv_size,
+                            attention + "v_proj": kv_size,
+                        },
+                    ),
+                    output=self._linear(q_size, {attention + "o_proj": a.hidden_size}),
+                    mlp_norm=self._norm(prefix + "post_attention_layernorm"),
+                    gate_up=self._linear(
+                        a.hidden_size,
+                        {
+                            mlp + "gate_proj": a.intermediate_size,
+                            mlp + "up_proj": a.intermediate_size,
+                        },
+                    ),
+                    down=self._linear(a.intermediate_size, {mlp + "down_proj": a.hidden_size}),
+                )
+            )
+        self._norm_weight = self._norm("model.norm")
+        head = "model.embed_tokens" if a.tied else "lm_head"
+        self._head = self._linear(a.hidden_size, {head: a.vocab_size})
+        self._embedding = self._embeddings()
+        self._rotary = tables.RotaryTable(a.head_dim, a.theta)
+        del self._tensors
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise UnsupportedModel(f"the model's files lack the tensor {name}")
+        if tuple(tensor.shape) != shape:
+            raise UnsupportedModel(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        return tensor.to(self.device)
+
+    def _weight(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(int8 [N, K], float32 scale [N]) of a linear layer or an embedding."""
+        weight = self._take(name + ".weight", shape)
+        if weight.dtype == torch.int8:
+            scale = self._take(name + ".weight_scale", (shape[0], 1)).float().view(-1)
+            return weight, scale.clamp_min(ops.SCALE_FLOOR)
+        if not weight.is_floating_point():
+            raise UnsupportedModel(f"{name} holds {weight.dtype}; known: int8 and floats")
+        return ops.quantise_weight(weight)
+
+    def _linear(self, inputs: int, outputs: Mapping[str, int]) -> ops.Linear:
+        """One product for several layers of the same input, their rows one below the other."""
+        pairs = [self._weight(name, (size, inputs)) for name, size in outputs.items()]
+        bias = None
+        if any(name + ".bias" in self._tensors for name in outputs):
+            bias = torch.cat(
+                [
+                    self._take(name + ".bias", (size,)).float()
+                    if name + ".bias" in self._tensors
+                    else torch.zeros(size, device=self.device)
+                    for name, size in outputs.items()
+                ]
+            )
+        return ops.Linear(
+            torch.cat([weight for weight, _ in pairs]),
+            torch.cat([scale for _, scale in pairs]),
+            levels=self._levels,
+            bias=bias,
+            int8=self._int8,
+        )
+
+    def _norm(self, name: str) -> Tensor:
+        return self._take(name + ".weight", (self.architecture.hidden_size,)).float()
+
+    def _embeddings(self) -> Tensor:
+        name = "model.embed_tokens"
+        shape = (self.architecture.vocab_size, self.architecture.hidden_size)
+        weight = self._take(name + ".weight", shape)
+        if weight.dtype != torch.int8:
+            return weight.float()
+        integers, scale = self._weight(name, shape)
+        return integers.float().mul_(scale[:, None])
+
+    def new_cache(self, streams: int, context: int) -> list[KeyValueCache]:
+        """Empty caches, one a layer, for `streams` streams of at most `context` tokens."""
+        a = self.architecture
+        if a.window is None and context > _MAX_CONTEXT:
+            raise UnsupportedModel(f"a context of {context} tokens; the limit is {_MAX_CONTEXT}")
+        return [
+            KeyValueCache(streams, a.kv_heads, a.head_dim, context=context, window=a.window)
+            for _ in range(a.layers)
+        ]
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, cache: list[KeyValueCache], position: int) -> Tensor:
+        """The next T tokens of S streams, ids int64 [S, T], the first of them at `position`
+        → hidden states [S, T, hidden_size], ready for `logits`."""
+        a = self.architecture
+        streams, count = ids.shape
+        cos, sin = (t.to(self.device) for t in self._rotary.at(position, count))
+        x = self._embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
+        for layer, layer_cache in zip(self._layers, cache, strict=True):
+            h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
+            h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
+            q, k, v = h.split([a.heads, a.kv_heads, a.kv_heads], dim=1)
+            q, q_scale = ops.quantise(ops.rotate(q, cos, sin), ops.KEY_LEVELS)
+            k, k_scale = ops.quantise(ops.rotate(k, cos, sin), ops.KEY_LEVELS)
+            v, v_scale = ops.quantise(v, ops.KEY_LEVELS)
+            kept = layer_cache.append(k, k_scale[..., 0], v, v_scale[..., 0])
+            mixed = attend(q, q_scale[..., 0], *kept, a.window)
+            x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
+            h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))
+            gate, up = h.split(a.intermediate_size, dim=-1)
+            x = x.add_(layer.down(ops.silu(gate).mul_(up)))
+        return ops.rms_norm(x, self._norm_weight, a.epsilon)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [rows, hidden_size] → logits [rows, vocab_size]."""
+        return self._head(hidden)
