@@ -1,0 +1,458 @@
+"""Content ↔ archive: plans frames and streams, and joins tokens, predictor and coder.
+
+A single step, `_code_step`, drives both directions; they differ only in the object that codes.
+The parallel encoder is the same loop fed by `score` instead of `step`. Knows nothing of files
+and of terminals. Torch is loaded when a model is needed, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+import zstandard
+
+from llmzip import container
+from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+
+if TYPE_CHECKING:
+    from llmzip.coder import Decoder, Encoder
+    from llmzip.models import ModelFiles
+    from llmzip.predictor import Predictor
+    from llmzip.tokens import Tokens
+
+FRAME_SIZE = 4 << 20  # bytes of content
+STREAM_TOKENS = 2048  # by default no stream is shorter,
+MOST_STREAMS = 256  # and there are no more than these: caches of keys and values are large
+
+MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
+
+PROFILES = {1: "a8", 2: "a16"}  # the header's profile: arithmetic version 1, both activations
+
+_ZSTD_LEVEL = 19
+_PLAIN_RATIO = 50  # what zstd makes this much smaller needs no model
+_SAMPLE = 1024  # bytes a snippet,
+_SNIPPETS = 16  # by which a large frame is tried
+_HOPELESS = 1.5  # times zstd's size: the whole frame would not do better than zstd
+
+Progress = Callable[[int], None]  # told how many bytes of content are done since last told
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compress, and with which model and device in either direction."""
+
+    model: str | None = None  # embedded name, folder or hub id; None: default, or the archive's
+    device: str = "cpu"
+    streams: int | None = None  # None: by length, see STREAM_TOKENS
+    activations: str | None = None  # "a8", "a16"; None: what the model was made for
+    context: tuple[int, int] | None = None  # window and overlap; None: the model's
+    frame_size: int = FRAME_SIZE
+    verify: bool = False  # decode every frame before it is written
+
+    def __post_init__(self) -> None:
+        if self.streams is not None and self.streams < 1:
+            raise LlmzipError(f"{self.streams} streams; at least 1 is needed")
+        if not 1 <= self.frame_size <= container.FRAME_LIMIT:
+            raise LlmzipError(
+                f"a frame of {self.frame_size} bytes; possible are 1 to {container.FRAME_LIMIT}"
+            )
+        if self.activations not in (None, *PROFILES.values()):
+            raise LlmzipError(f"activations {self.activations!r}; known: a8, a16")
+
+
+class _Turn(Protocol):
+    """Puts the next known symbols, or gets the next unknown ones."""
+
+    def code(self, weights: np.ndarray) -> np.ndarray:
+        """float64 [n, K] → int32 [n]"""
+
+
+class _Put:
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.known: list[np.ndarray] = []  # the next symbols, the first last
+
+    def code(self, weights: np.ndarray) -> np.ndarray:
+        symbols = self.known.pop()
+        self._encoder.put(symbols, weights)
+        return symbols
+
+
+class _Get:
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def code(self, weights: np.ndarray) -> np.ndarray:
+        return self._decoder.get(weights)
+
+
+def _code_step(
+    turn: _Turn, rows: np.ndarray, columns_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One token of each stream: weights of rows [n, R], then of columns [n, C] given the rows."""
+    row = turn.code(rows)
+    return row, turn.code(columns_of(row))
+
+
+class FrameCodec:
+    """One model's way from content to payload and back."""
+
+    def __init__(self, tokens: Tokens, predictor: Predictor) -> None:
+        from llmzip.frequencies import Layout
+
+        self.tokens, self.predictor = tokens, predictor
+        self.layout = Layout(predictor.vocabulary, tokens.size)
+
+    def encode(self, content: bytes, streams: int | None, progress: Progress) -> container.Frame:
+        """A MODEL frame; `progress` is told of `content` while it is scored."""
+        from llmzip.coder import Encoder
+
+        ids = self.tokens.encode(content)
+        streams = self._plan_streams(len(ids), streams)
+        table, last = _deal(ids, streams)
+        encoder = Encoder()
+        turn = _Put(encoder)
+        report = _Share(progress, len(content), len(table))
+        for step, rows, row, columns, column in self._scored(table):
+            n = last if step == len(table) - 1 else streams
+            turn.known = [column[:n], row[:n]]
+            _code_step(turn, rows[:n], lambda _, c=columns[:n]: c)  # type: ignore[misc]
+            report.done(step + 1)
+        payload = encoder.words()
+        return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
+
+    def decode(self, frame: container.Frame, progress: Progress) -> bytes:
+        """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
+        import torch
+
+        from llmzip import frequencies
+        from llmzip.coder import Decoder
+
+        steps = -(-frame.tokens // frame.streams)
+        last = frame.tokens - (steps - 1) * frame.streams
+        if last < 1:
+            raise CorruptArchive("a stream of a frame has no tokens")
+        memory = self.predictor.memory(frame.streams, steps)
+        if memory > MEMORY_LIMIT:
+            raise UnsupportedArchive(
+                f"{frame.streams} streams at once need {memory >> 20} MiB; "
+                f"the limit is {MEMORY_LIMIT >> 20} MiB"
+            )
+        table = np.zeros((steps, frame.streams), dtype=np.int32)
+        decoder = Decoder(frame.payload)
+        turn = _Get(decoder)
+        report = _Share(progress, frame.content_length, steps)
+        run = self.predictor.run(frame.streams, steps)
+        logits = run.first()
+        for step in range(steps):
+            if step:
+                logits = run.step(torch.from_numpy(table[step - 1]).long())
+            n = last if step == steps - 1 else frame.streams
+            weights = self.layout.weights(logits[:n])
+            row, column = _code_step(
+                turn,
+                frequencies.row_sums(weights).cpu().numpy(),
+                lambda row, w=weights: _columns(w, row),  # type: ignore[misc]
+            )
+            table[step, :n] = row * self.layout.columns + column
+            if int(table[step, :n].max()) >= self.layout.size:
+                raise CorruptArchive("the archive holds a token beyond the vocabulary")
+            report.done(step + 1)
+        decoder.finish()
+        return self.tokens.decode(_gather(table, last))
+
+    def _plan_streams(self, tokens: int, streams: int | None) -> int:
+        if streams is None:
+            streams = min(MOST_STREAMS, tokens // STREAM_TOKENS)
+        streams = max(1, min(streams, tokens))
+        while self.predictor.memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
+            streams //= 2
+        return streams
+
+    def bits_per_byte(self, snippets: list[bytes]) -> float:
+        """What short texts cost, each scored alone: an upper estimate for the whole."""
+        import torch
+
+        from llmzip import frequencies
+
+        coded = [self.tokens.encode(snippet) for snippet in snippets]
+        length = min(len(ids) for ids in coded)
+        table = np.stack([ids[:length] for ids in coded], axis=1)
+        size = sum(len(self.tokens.decode(ids[:length])) for ids in coded)
+        bits = 0.0
+        for _, rows, row, columns, column in self._scored(table):
+            arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
+            bits += frequencies.bits(*map(torch.from_numpy, arrays))
+        return bits / max(1, size)
+
+    def _scored(self, table: np.ndarray) -> Iterator[tuple[int, Any, Any, Any, Any]]:
+        """ids int32 [steps, S] → per step: its number, weights of rows [S, R], row [S],
+        weights of that row's columns [S, C], column [S]; numpy arrays."""
+        import torch
+
+        from llmzip import frequencies
+
+        step = 0
+        if not len(table):
+            return
+        row, column = np.divmod(table, np.int32(self.layout.columns))
+        ids = torch.from_numpy(table.T.copy()).long()
+        for logits in self.predictor.run(table.shape[1], len(table)).score(ids):
+            count, streams = logits.shape[:2]
+            weights = self.layout.weights(logits.reshape(count * streams, -1))
+            rows = frequencies.row_sums(weights).cpu().numpy().reshape(count, streams, -1)
+            columns = _columns(weights, row[step : step + count].reshape(-1))
+            columns = columns.reshape(count, streams, -1)
+            for i in range(count):
+                yield step, rows[i], row[step], columns[i], column[step]
+                step += 1
+
+
+def _columns(weights: Any, rows: np.ndarray) -> np.ndarray:
+    """Weights int32 tensor [n, R, C], rows int32 [n] → float64 [n, C]."""
+    import torch
+
+    from llmzip import frequencies
+
+    chosen = torch.from_numpy(rows).long().to(weights.device)
+    return frequencies.columns_of(weights, chosen).cpu().numpy()
+
+
+class _Share:
+    """Tells a progress callback of a frame's bytes in proportion to the steps done."""
+
+    def __init__(self, progress: Progress, length: int, steps: int) -> None:
+        self._progress, self._length, self._steps, self._told = progress, length, steps, 0
+
+    def done(self, steps: int) -> None:
+        reached = self._length * steps // self._steps
+        self._progress(reached - self._told)
+        self._told = reached
+
+
+def _deal(ids: np.ndarray, streams: int) -> tuple[np.ndarray, int]:
+    """Cut ids [n] into S consecutive streams → (int32 [steps, S], streams of the last step).
+
+    The first streams are one token longer than the others, which are padded with id 0.
+    """
+    steps = -(-len(ids) // streams)
+    last = len(ids) - (steps - 1) * streams
+    lengths = np.full(streams, steps - 1)
+    lengths[:last] += 1
+    table = np.zeros((streams, steps), dtype=np.int32)
+    table[np.arange(steps) < lengths[:, None]] = ids
+    return np.ascontiguousarray(table.T), last
+
+
+def _gather(table: np.ndarray, last: int) -> np.ndarray:
+    """The inverse of `_deal`."""
+    steps, streams = table.shape
+    lengths = np.full(streams, steps - 1)
+    lengths[:last] += 1
+    return table.T[np.arange(steps) < lengths[:, None]]
+
+
+_ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for short messages
+
+
+def _frame_codec(
+    files: ModelFiles, activations: str, window: int, overlap: int, device: str
+) -> FrameCodec:
+    from llmzip import predictor
+    from llmzip.exact import check
+    from llmzip.tokens import Tokens
+
+    key = (files.digest, activations, window, overlap, device)
+    if key not in _ready:
+        check.require_exact(device)
+        context = predictor.Context(window, overlap)
+        model = predictor.build(files, activations=activations, context=context, device=device)
+        _ready.clear()
+        _ready[key] = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model)
+    return _ready[key]
+
+
+def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
+    from llmzip import models, predictor
+
+    name = options.model or models.DEFAULT
+    files = models.load(name)
+    activations = options.activations or predictor.default_activations(files)
+    default = predictor.default_context(files)
+    window, overlap = options.context or (default.window, default.overlap)
+    window, overlap = container.round_length(window), container.round_length(overlap)
+    header = container.ModelHeader(
+        profile=next(number for number, a in PROFILES.items() if a == activations),
+        digest_start=files.digest[: container.DIGEST_START],
+        window=window,
+        overlap=overlap,
+        name="" if name in models.EMBEDDED else _public_name(name),
+    )
+    return header, _frame_codec(files, activations, window, overlap, options.device)
+
+
+def _public_name(name: str) -> str:
+    """A hub id as it is; of a folder only its last part, as paths are nobody else's business."""
+    from pathlib import Path
+
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
+    activations = PROFILES.get(header.profile)
+    if activations is None:
+        raise UnsupportedArchive(
+            f"arithmetic profile {header.profile}; this llmzip knows {sorted(PROFILES)}"
+        )
+    files = find_model(header, options.model)
+    return _frame_codec(files, activations, header.window, header.overlap, options.device)
+
+
+def find_model(header: container.ModelHeader, name: str | None = None) -> ModelFiles:
+    """The model that an archive asks for: the one named, or an embedded one.
+
+    An archive never makes us fetch anything by itself. Raises WrongModel.
+    """
+    from llmzip import models
+
+    digest = header.digest_start.hex()
+    if name is not None:
+        files = models.load(name)
+        if not files.digest.startswith(header.digest_start):
+            raise WrongModel(
+                f"the archive was made with a model of digest {digest}…, "
+                f"but {name} has {files.digest.hex()[: len(digest)]}…"
+            )
+        return files
+    found = models.embedded_with_digest(header.digest_start)
+    if found is None:
+        made_with = repr(header.name) if header.name else "one that is not embedded here"
+        raise WrongModel(
+            f"the archive needs the model {made_with} (digest {digest}…): name it with --model"
+        )
+    return found
+
+
+class ArchiveWriter:
+    """Compresses what is written to it, a frame at a time; `finish` completes the archive."""
+
+    def __init__(
+        self, sink: BinaryIO, options: Options | None = None, progress: Progress | None = None
+    ) -> None:
+        self._sink, self._options = sink, options or Options()
+        self._progress = progress or _silent
+        self._buffer = bytearray()
+        self._writer: container.Writer | None = None
+        self._model: tuple[container.ModelHeader, FrameCodec] | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take `data` in; frames that are complete go to the sink."""
+        self._buffer += data
+        size = self._options.frame_size
+        while len(self._buffer) > size:  # the last frame must be known as such, so keep one
+            self._write_frame(bytes(self._buffer[:size]), last=False)
+            del self._buffer[:size]
+        return len(data)
+
+    def finish(self) -> None:
+        """Write the last frame."""
+        self._write_frame(bytes(self._buffer), last=True)
+        self._buffer.clear()
+
+    def _write_frame(self, content: bytes, last: bool) -> None:
+        frame = self._best_frame(content, last)
+        if self._writer is None:
+            header = None
+            if frame.kind == container.MODEL or not last:
+                header = self._with_model()[0]
+            self._writer = container.Writer(self._sink, header)
+        self._writer.write(frame, content)
+
+    def _with_model(self) -> tuple[container.ModelHeader, FrameCodec]:
+        if self._model is None:
+            self._model = _for_writing(self._options)
+        return self._model
+
+    def _best_frame(self, content: bytes, last: bool) -> container.Frame:
+        """The smallest of raw, zstd and model, the latter only where it stands a chance."""
+        stored = _stored(content, last)
+        if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
+            self._progress(len(content))
+            return stored
+        codec = self._with_model()[1]
+        if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
+            self._progress(len(content))
+            return stored
+        frame = codec.encode(content, self._options.streams, self._progress)
+        # the header's fields for a model and its fields of a frame count too
+        if len(frame.payload) + container.MODEL_FIELDS * (self._writer is None) >= len(
+            stored.payload
+        ):
+            return stored
+        if self._options.verify and codec.decode(frame, _silent) != content:
+            raise LlmzipError("verification failed: the frame does not decode to its content")
+        return container.Frame(
+            frame.kind, frame.content_length, frame.payload, frame.tokens, frame.streams, last
+        )
+
+
+def _silent(count: int) -> None:
+    """No progress report."""
+
+
+def _stored(content: bytes, last: bool) -> container.Frame:
+    payload = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(content)
+    if len(payload) + 2 < len(content):
+        return container.Frame(container.ZSTD, len(content), payload, last=last)
+    return container.Frame(container.RAW, len(content), content, last=last)
+
+
+def _unstored(frame: container.Frame) -> bytes:
+    if frame.kind == container.RAW:
+        return frame.payload
+    try:
+        # bounded by what the frame's header says, not by what zstd's header says
+        reader = zstandard.ZstdDecompressor(max_window_size=container.FRAME_LIMIT).stream_reader(
+            frame.payload
+        )
+        content = reader.read(frame.content_length + 1)
+    except zstandard.ZstdError as error:
+        raise CorruptArchive(f"a zstd frame is damaged ({error})") from None
+    return content
+
+
+def _stands_a_chance(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
+    """Try a large frame by evenly spaced snippets before all of it is scored."""
+    if len(content) < 4 * _SAMPLE * _SNIPPETS:
+        return True
+    stride = len(content) // _SNIPPETS
+    snippets = [content[i * stride : i * stride + _SAMPLE] for i in range(_SNIPPETS)]
+    return codec.bits_per_byte(snippets) < _HOPELESS * stored_bits
+
+
+class ArchiveReader:
+    """Iterates over the verified contents of an archive's frames."""
+
+    def __init__(
+        self, source: BinaryIO, options: Options | None = None, progress: Progress | None = None
+    ) -> None:
+        """Reads the header. Raises CorruptArchive, UnsupportedArchive."""
+        self._reader = container.Reader(source)
+        self._options, self._progress = options or Options(), progress or _silent
+        self.model = self._reader.model
+        self._codec: FrameCodec | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (frame := self._reader.next_frame()) is not None:
+            if frame.kind == container.MODEL:
+                assert self.model is not None  # the container sees to it
+                self._codec = self._codec or _for_reading(self.model, self._options)
+                content = self._codec.decode(frame, self._progress)
+            else:
+                content = _unstored(frame)
+                self._progress(len(content))
+            self._reader.accept(frame, content)
+            yield content

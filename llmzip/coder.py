@@ -1,0 +1,59 @@
+"""Symbols + weights ↔ words. The only file that imports constriction.
+
+Range coding with categorical models whose weights are float64 arrays of integers ≥ 1, a row
+each, two columns at least. Knows nothing of models and of frames.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import numpy as np
+from constriction.stream import model, queue
+
+from llmzip.errors import CorruptArchive
+
+# Without perfect=… constriction prints a warning to stdout, where the data may be going.
+_FAMILY = model.Categorical(perfect=False)
+WORD_BYTES = 4
+
+
+class Encoder:
+    """Collects symbols into words."""
+
+    def __init__(self) -> None:
+        self._encoder = queue.RangeEncoder()
+
+    def put(self, symbols: np.ndarray, weights: np.ndarray) -> None:
+        """symbols int32 [n], each below K; weights float64 [n, K], integers ≥ 1, K ≥ 2."""
+        self._encoder.encode(symbols, _FAMILY, weights)
+
+    def words(self) -> bytes:
+        """All that was put so far, as little-endian uint32."""
+        return self._encoder.get_compressed().astype("<u4").tobytes()
+
+
+class Decoder:
+    """Reads symbols back; damaged words give wrong symbols, not errors: check the content."""
+
+    def __init__(self, words: bytes) -> None:
+        """Raises CorruptArchive unless `words` is a whole number of words."""
+        if len(words) % WORD_BYTES:
+            raise CorruptArchive(f"coded words of {len(words)} bytes, not a multiple of 4")
+        self._decoder = queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+
+    def get(self, weights: np.ndarray) -> np.ndarray:
+        """weights float64 [n, K] as they were put → symbols int32 [n]."""
+        try:
+            return self._decoder.decode(_FAMILY, weights)  # type: ignore[no-any-return]
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            _refuse(error)
+
+    def finish(self) -> None:
+        """Raises CorruptArchive unless all words were needed by the symbols that were read."""
+        if not self._decoder.maybe_exhausted():
+            raise CorruptArchive("coded words are left over")
+
+
+def _refuse(error: Exception) -> NoReturn:
+    raise CorruptArchive(f"coded words make no sense ({type(error).__name__})") from None

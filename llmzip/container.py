@@ -1,0 +1,271 @@
+"""Header, frames, trailer ↔ bytes, as docs/format.md lays down; names are those of the document.
+
+Every length is checked before anything is allocated. Knows nothing of what a frame means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
+
+MAGIC = b"LLMZ"
+VERSION = 1
+SUFFIX = ".llmz"
+
+RAW, ZSTD, MODEL = 0, 1, 2  # Frame_Kind
+
+FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
+SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
+DIGEST_START = 6  # bytes of the model's digest in the header
+HASH_BYTES = 16
+MODEL_FIELDS = 12  # bytes that a model frame needs beyond those of a stored one, about
+
+_HAS_MODEL, _HAS_NAME = 1, 2
+_KIND_MASK, _LAST_FRAME = 3, 0x80
+_CHECK_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What decoding needs to know of the model."""
+
+    profile: int  # the arithmetic, see docs/exactness.md
+    digest_start: bytes
+    window: int
+    overlap: int
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A run of content that decodes on its own."""
+
+    kind: int
+    content_length: int
+    payload: bytes
+    tokens: int = 0  # of MODEL frames only
+    streams: int = 0
+    last: bool = False
+
+
+def round_length(length: int) -> int:
+    """The largest length up to this one that Window and Overlap can express."""
+    return 0 if length < 8 else _expand_length(_short_length(length))
+
+
+def _short_length(length: int) -> int:
+    """One byte: 0 for 0, else 5 bits of exponent and 3 of mantissa, (8 + m) · 2^(e - 1), e ≥ 1."""
+    if length < 8:
+        return 0
+    exponent = length.bit_length() - 3
+    return exponent << 3 | (length >> (exponent - 1)) & 7
+
+
+def _expand_length(code: int) -> int:
+    return (8 + (code & 7)) << ((code >> 3) - 1) if code >> 3 else 0
+
+
+def varint(value: int) -> bytes:
+    """Little-endian base 128, the high bit set on all bytes but the last."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class Writer:
+    """Writes one archive to `sink`; frames in order, the last one marked, then `finish`."""
+
+    def __init__(self, sink: BinaryIO, model: ModelHeader | None) -> None:
+        self._sink = sink
+        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._offset = self._frames = 0
+        flags, fields = 0, b""
+        if model is not None:
+            flags |= _HAS_MODEL
+            assert round_length(model.window) == model.window
+            assert round_length(model.overlap) == model.overlap
+            fields = bytes([model.profile]) + model.digest_start
+            fields += bytes([_short_length(model.window), _short_length(model.overlap)])
+            if model.name:
+                name = model.name.encode()[:255]
+                flags |= _HAS_NAME
+                fields += bytes([len(name)]) + name
+        self._header = MAGIC + bytes([VERSION, flags]) + fields
+        sink.write(self._header)
+
+    def write(self, frame: Frame, content: bytes) -> None:
+        """Append a frame; `content` is what it decodes to."""
+        assert len(content) == frame.content_length <= FRAME_LIMIT
+        fields = bytes([frame.kind | (_LAST_FRAME if frame.last else 0)])
+        fields += varint(frame.content_length)
+        if frame.kind == MODEL:
+            fields += varint(frame.tokens) + varint(frame.streams)
+        if frame.kind != RAW:
+            fields += varint(len(frame.payload))
+        self._sink.write(fields + frame.payload)
+        if frame.content_length > SMALL:
+            self._sink.write(_check(frame.payload))
+        self._sink.write(_check(self._header, _offset_bytes(self._offset), fields, content))
+        self._hash.update(content)
+        self._offset += len(content)
+        self._frames += 1
+        if frame.last and _has_trailer(self._offset, self._frames):
+            self._sink.write(_offset_bytes(self._offset) + self._hash.digest())
+
+
+class Reader:
+    """Reads one archive from `source`, which need not be seekable.
+
+    For every frame call `next_frame`, decode its payload, then `accept` with the content, which
+    raises CorruptArchive if it is not what was written. `next_frame` returns None at the end.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        """Reads the header. Raises CorruptArchive or UnsupportedArchive."""
+        self._source = source
+        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self.offset = 0  # bytes of content accepted
+        self._frames = 0
+        self._done = self._skipped = False
+        self._header = b""
+        self._fields = b""
+        self.model: ModelHeader | None = None
+        self._read_header()
+
+    def _take(self, count: int) -> bytes:
+        parts = []
+        while count:
+            part = self._source.read(count)
+            if not part:
+                raise TruncatedArchive("the archive ends too early")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _read_header(self) -> None:
+        start = self._source.read(len(MAGIC))
+        while start and len(start) < len(MAGIC):
+            more = self._source.read(len(MAGIC) - len(start))
+            if not more:
+                break
+            start += more
+        if start != MAGIC:
+            if start and MAGIC.startswith(start):
+                raise TruncatedArchive("the archive ends too early")
+            raise CorruptArchive("not an llmzip archive (it does not begin with LLMZ)")
+        version, flags = self._take(2)
+        if version != VERSION:
+            raise UnsupportedArchive(
+                f"archive format version {version}; this llmzip reads version {VERSION}"
+            )
+        if flags & ~(_HAS_MODEL | _HAS_NAME) or flags == _HAS_NAME:
+            raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
+        self._header = MAGIC + bytes([version, flags])
+        if flags & _HAS_MODEL:
+            fields = self._take(1 + DIGEST_START + 2)
+            name = b""
+            if flags & _HAS_NAME:
+                length = self._take(1)
+                name = self._take(length[0])
+                fields += length + name
+            self._header += fields
+            window, overlap = (_expand_length(code) for code in fields[7:9])
+            if not 0 <= overlap < window - 1:
+                raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
+            self.model = ModelHeader(
+                profile=fields[0],
+                digest_start=fields[1:7],
+                window=window,
+                overlap=overlap,
+                name=name.decode("utf-8", "replace"),
+            )
+
+    def _varint(self, limit: int, what: str) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self._take(1)
+            self._fields += byte
+            value |= (byte[0] & 0x7F) << shift
+            if byte[0] < 0x80:
+                if shift and not byte[0]:
+                    break  # a padded number: there is one spelling of each
+                if value > limit:
+                    raise CorruptArchive(f"{what} of {value}, where at most {limit} is possible")
+                return value
+        raise CorruptArchive(f"{what} is not a well-formed number")
+
+    def next_frame(self) -> Frame | None:
+        """The next frame, its Payload_Check verified; None after the last."""
+        if self._done:
+            self._read_end()
+            return None
+        kind_byte = self._take(1)
+        self._fields = kind_byte
+        kind = kind_byte[0] & _KIND_MASK
+        if kind_byte[0] & ~(_KIND_MASK | _LAST_FRAME) or kind not in (RAW, ZSTD, MODEL):
+            raise UnsupportedArchive(f"unknown kind of frame ({kind_byte[0]:#04x})")
+        if kind == MODEL and self.model is None:
+            raise CorruptArchive("a frame needs a model, but the header names none")
+        content_length = self._varint(FRAME_LIMIT, "content length")
+        tokens = streams = 0
+        payload_length = content_length
+        if kind == MODEL:
+            tokens = self._varint(content_length, "number of tokens")
+            streams = self._varint(tokens, "number of streams")
+            if not streams:
+                raise CorruptArchive("a frame without streams")
+        if kind != RAW:
+            payload_length = self._varint(content_length, "payload length")
+        payload = self._take(payload_length)
+        if content_length > SMALL and self._take(_CHECK_BYTES) != _check(payload):
+            raise CorruptArchive(f"frame {self._frames} is damaged (its payload check fails)")
+        last = bool(kind_byte[0] & _LAST_FRAME)
+        return Frame(kind, content_length, payload, tokens, streams, last)
+
+    def accept(self, frame: Frame, content: bytes) -> None:
+        """Verify a decoded frame; nothing of it may be used before."""
+        expected = self._take(_CHECK_BYTES)
+        actual = _check(self._header, _offset_bytes(self.offset), self._fields, content)
+        if len(content) != frame.content_length or expected != actual:
+            raise CorruptArchive(f"frame {self._frames} is damaged (its content check fails)")
+        self._hash.update(content)
+        self.offset += len(content)
+        self._frames += 1
+        self._done = frame.last
+
+    def skip(self, frame: Frame) -> None:
+        """Pass over a frame undecoded; only the structure is verified from here on."""
+        self._take(_CHECK_BYTES)
+        self._skipped = True
+        self.offset += frame.content_length
+        self._frames += 1
+        self._done = frame.last
+
+    def _read_end(self) -> None:
+        if _has_trailer(self.offset, self._frames):
+            trailer = self._take(8 + HASH_BYTES)
+            if trailer[:8] != _offset_bytes(self.offset):
+                raise CorruptArchive("the trailer does not fit the frames")
+            if trailer[8:] != self._hash.digest() and not self._skipped:
+                raise CorruptArchive("the hash of the whole content fails")
+        if self._source.read(1):
+            raise CorruptArchive("bytes follow the end of the archive")
+
+
+def _has_trailer(content_length: int, frames: int) -> bool:
+    """A single small frame is verified as a whole by its own check."""
+    return content_length > SMALL or frames > 1
+
+
+def _offset_bytes(offset: int) -> bytes:
+    return offset.to_bytes(8, "little")
+
+
+def _check(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=_CHECK_BYTES).digest()

@@ -1,0 +1,90 @@
+"""Does this device compute as IEEE-754 says? Digests of every exact operation, recomputed.
+
+The inputs are made by integer arithmetic; the digests below are part of the arithmetic
+profile and were found equal on every machine and setting tried (results/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from llmzip.errors import InexactDevice
+from llmzip.exact import ops, tables
+from llmzip.exact.attention import attend
+
+DIGESTS = {
+    "quantise weight": "20c72428306b41d3",
+    "linear a8": "e96aa36a54e9e72b",
+    "linear a16": "676ab54fdae1db5f",
+    "rms norm": "3adae2907b94ebd9",
+    "silu": "c70bc4817d6d4e93",
+    "rotate": "bba240b47be8b507",
+    "attention, window None": "1ff3a62811d091a4",
+    "attention, window 7": "2c6367e535eb4c49",
+    "logarithmic steps": "64cb18859e4c7094",
+}
+
+
+def numbers(count: int, seed: int) -> Tensor:
+    """float32 [count] between -8 and 8, of all magnitudes down to 2^-8, from an integer
+    generator (the low bits of a multiplicative congruence)."""
+    state, values = seed * 2 + 1, []
+    for _ in range(count):
+        state = state * 6364136223846793005 % (1 << 64)
+        mantissa, exponent = (state >> 40) - (1 << 23), state >> 37 & 7
+        values.append(mantissa * 2.0 ** (-20 - exponent))
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def results(device: str) -> Iterator[tuple[str, Tensor]]:
+    """(name of the operation, its result) on fixed inputs."""
+    x = numbers(6 * 1200, 1).view(6, 1200).to(device)
+    weight, scale = ops.quantise_weight(numbers(40 * 1200, 2).view(40, 1200).to(device))
+    bias = numbers(40, 3).to(device)
+    yield "quantise weight", weight
+    for name, levels in (("a8", ops.A8_LEVELS), ("a16", ops.A16_LEVELS)):
+        linear = ops.Linear(weight, scale, levels=levels, bias=bias)
+        yield f"linear {name}", linear(x)
+    yield "rms norm", ops.rms_norm(x, numbers(1200, 4).to(device), 1e-6)
+    yield "silu", ops.silu(x)
+    cos, sin = (t.to(device) for t in tables.RotaryTable(16, 10000.0).at(70000, 20))
+    heads = ops.rotate(x[:, :960].reshape(3, 6, 20, 16), cos, sin)
+    yield "rotate", heads
+    q, q_scale = ops.quantise(heads[:, :4], ops.KEY_LEVELS)
+    k, k_scale = ops.quantise(heads[:, 4:], ops.KEY_LEVELS)
+    v, v_scale = ops.quantise(heads[:, 1:3], ops.KEY_LEVELS)
+    for window in (None, 7):
+        yield (
+            f"attention, window {window}",
+            attend(q, q_scale[..., 0], k, k_scale[..., 0], v, v_scale[..., 0], window),
+        )
+    yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
+
+
+def digest(result: Tensor) -> str:
+    data = result.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def check(device: str) -> dict[str, bool]:
+    """Name of each operation → whether its digest is the one that it must be."""
+    return {name: digest(result) == DIGESTS.get(name) for name, result in results(device)}
+
+
+@lru_cache(maxsize=None)
+def require_exact(device: str) -> None:
+    """Once a device and process. Raises InexactDevice by the name of what deviates."""
+    try:
+        wrong = [name for name, right in check(device).items() if not right]
+    except (RuntimeError, AssertionError) as error:
+        raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
+    if wrong:
+        raise InexactDevice(
+            f"arithmetic on {device!r} deviates from IEEE-754 in: {', '.join(wrong)}; "
+            "archives made or read with it would not be portable (see `llmzip doctor`)"
+        )

@@ -1,0 +1,15 @@
+"""Embedded name, folder or hub id → weights, config, tokenizer, digest. Knows nothing of coding.
+
+Only safetensors and JSON are read; no code and no pickle of a model is ever run. The network
+is used by `load` for a hub id that the caller names, and never otherwise.
+"""
+
+from llmzip.models.store import (
+    DEFAULT,
+    EMBEDDED,
+    ModelFiles,
+    embedded_with_digest,
+    load,
+)
+
+__all__ = ["DEFAULT", "EMBEDDED", "ModelFiles", "embedded_with_digest", "load"]

@@ -1,0 +1,197 @@
+"""Model folders in Hugging Face format → `ModelFiles`, with the digest that archives carry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.exact import ops
+
+EMBEDDED = ("first",)
+DEFAULT = "first"
+DIGEST_BYTES = 32
+
+_HOME = Path(__file__).parent
+_JSON_LIMIT = 256 << 20  # no tokenizer.json comes near it
+# what transformers writes about itself, and not about the model
+_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
+             "use_cache")  # fmt: skip
+_HUB_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a model folder holds, read and checked but not yet interpreted."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    tokenizer_json: bytes
+    digest: bytes  # BLAKE2b-256, see docs/format.md
+
+    @property
+    def bos(self) -> int:
+        """The id that every context begins with: bos, else eos, else 0."""
+        for key in ("bos_token_id", "eos_token_id"):
+            id = self.config.get(key)
+            if isinstance(id, list) and id:
+                id = id[0]
+            if isinstance(id, int) and 0 <= id < self.config.get("vocab_size", 0):
+                return id
+        return 0
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights come as int8, from training that knew of it."""
+        return any(tensor.dtype == torch.int8 for tensor in self.tensors.values())
+
+
+def load(name: str) -> ModelFiles:
+    """An embedded model's name, a folder, or a hub id (`owner/model`).
+
+    Raises UnsupportedModel for unsafe or incomplete files, WrongModel if nothing is found.
+    """
+    if name in EMBEDDED:
+        return _embedded(name)
+    folder = Path(name)
+    if folder.is_dir():
+        return _read(folder, name)
+    if "/" in name and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+        return _read(_fetch(name), name)
+    raise WrongModel(
+        f"no model {name!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id"
+    )
+
+
+def embedded_with_digest(start: bytes) -> ModelFiles | None:
+    """The embedded model whose digest begins with these bytes, if there is one."""
+    for name in EMBEDDED:
+        files = _embedded(name)
+        if files.digest.startswith(start):
+            return files
+    return None
+
+
+@lru_cache(maxsize=None)
+def _embedded(name: str) -> ModelFiles:
+    return _read(_HOME / name, name)
+
+
+def _fetch(name: str) -> Path:
+    """The local folder of a hub model, downloaded if need be (HF_HUB_OFFLINE is respected)."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # every layer of the network has exceptions of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WrongModel(
+            f"hub model {name!r} is neither in the local cache nor could it be fetched ({reason})"
+        ) from None
+
+
+def _read(folder: Path, name: str) -> ModelFiles:
+    config = _read_json(folder / "config.json")
+    tokenizer = _read_json(folder / "tokenizer.json")
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            tensors.update(load_file(path))
+        except Exception as error:  # safetensors raises its own, OSError and ValueError
+            raise UnsupportedModel(f"{path} cannot be read: {error}") from None
+    digest = _digest(config, tokenizer, tensors)
+    return ModelFiles(name, config, tensors, json.dumps(tokenizer).encode(), digest)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise UnsupportedModel(f"{path} is larger than {_JSON_LIMIT >> 20} MiB")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UnsupportedModel(
+            f"{path} is missing; a model folder needs config.json, tokenizer.json and "
+            "model.safetensors"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedModel(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path} holds no JSON object")
+    return content
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        names = set((_read_json(index).get("weight_map") or {}).values())
+        if any(not isinstance(n, str) or "/" in n or "\\" in n for n in names):
+            raise UnsupportedModel(f"{index} names a file outside of its folder")
+        return [folder / name for name in sorted(names)]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise UnsupportedModel(
+            f"{folder} holds pickled weights, which can run code when loaded; save the model "
+            "again with save_pretrained(…, safe_serialization=True)"
+        )
+    raise UnsupportedModel(f"{folder} holds no model.safetensors")
+
+
+def _digest(
+    config: dict[str, Any], tokenizer: dict[str, Any], tensors: dict[str, Tensor]
+) -> bytes:
+    """BLAKE2b-256 over config, tokenizer and tensors, each part preceded by its length."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def add(part: bytes | memoryview) -> None:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE}
+    add(_canonical(kept))
+    add(_canonical(tokenizer))
+    for key in sorted(tensors):
+        tensor = tensors[key].contiguous()
+        add(f"{key} {str(tensor.dtype)[6:]} {list(tensor.shape)}".encode())
+        add(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return hasher.digest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def save_int8(source: str, target: Path, context: int | None = None) -> None:
+    """Write a model as it is embedded: matrices as int8 with a float32 scale a row (named
+    `<matrix>_scale`, [rows, 1]), the rest in float32, JSON without spaces.
+
+    `context` replaces the config's max_position_embeddings.
+    """
+    files = load(source)
+    if files.quantised:
+        raise UnsupportedModel(f"{source} is in int8 already")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in files.tensors.items():
+        if tensor.ndim == 2:
+            integers, scale = ops.quantise_weight(tensor)
+            tensors[name], tensors[name + "_scale"] = integers, scale[:, None]
+        else:
+            tensors[name] = tensor.float()
+    config = {key: value for key, value in files.config.items() if key not in _VOLATILE}
+    if context is not None:
+        config["max_position_embeddings"] = context
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (target / "tokenizer.json").write_bytes(
+        json.dumps(json.loads(files.tokenizer_json), separators=(",", ":")).encode()
+    )
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,232 @@
+"""bytes ↔ token ids, int32 [n], by any Hugging Face fast tokenizer, for *every* byte string.
+
+The tokenizer only proposes a segmentation; each id stands for a fixed byte string of our own
+table, and `decode` joins those. Where the proposal does not spell the input (a normaliser
+changed it, a character is unknown, the bytes are no UTF-8) the stretch is cut again by longest
+match, and bytes that no token spells take an escape id. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from llmzip.errors import CorruptArchive, UnsupportedModel
+
+_CHUNK = 1 << 16  # bytes given to the tokenizer at a time
+_SEAM = 1 << 12  # a chunk may end this much earlier, at a line or word end
+_INVALID = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of invalid bytes
+_HOPELESS = 16  # fewer bytes than this a valid stretch: no text, don't ask the tokenizer
+
+
+class Tokens:
+    """One tokenizer, as a lossless code.
+
+    Ids run from 0 to `size - 1`: the model's `vocabulary` first, then 256 escapes, one a byte
+    value, if (and only if) some byte value has no token of its own.
+    """
+
+    def __init__(self, tokenizer_json: bytes | str, vocabulary: int) -> None:
+        """`tokenizer_json` is the content of a tokenizer.json; ids that `vocabulary` does not
+        reach are never used. Raises UnsupportedModel if it cannot be read."""
+        try:
+            settings = json.loads(tokenizer_json)
+            # parts that only trim offsets, add special tokens or cut long texts
+            settings.update(post_processor=None, truncation=None, padding=None)
+            self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+            spellings = _spellings(settings, self._tokenizer.get_vocab(with_added_tokens=True))
+        except Exception as error:  # the library raises bare Exception
+            raise UnsupportedModel(f"tokenizer.json cannot be read: {error}") from None
+        # a literal "<|endoftext|>" in a text is text, not the end of it
+        self._tokenizer.encode_special_tokens = True
+        self.vocabulary = vocabulary
+        self._bytes: list[bytes | None] = [None] * vocabulary
+        self._ids: dict[bytes, int] = {}
+        # of several ids with the same bytes, the ordinary token before a byte's fallback
+        for id, spelling, fallback in sorted(spellings, key=lambda s: (s[2], s[0])):
+            if id < vocabulary and spelling:
+                self._bytes[id] = spelling
+                self._ids.setdefault(spelling, id)
+        if any(bytes([value]) not in self._ids for value in range(256)):
+            for value in range(256):
+                self._bytes.append(bytes([value]))
+                self._ids.setdefault(bytes([value]), vocabulary + value)
+        self.size = len(self._bytes)
+        self._lengths = _match_lengths(self._ids)
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """Any bytes → int32 ids with `decode(encode(data)) == data`."""
+        ids: list[int] = []
+        for chunk in _chunks(data):
+            ids += self._encode_chunk(chunk)
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Ids → the bytes they spell. Raises CorruptArchive at an id without any."""
+        try:
+            return b"".join([self._bytes[id] for id in ids.tolist()])  # type: ignore[misc]
+        except (TypeError, IndexError):
+            raise CorruptArchive("the archive holds a token that spells nothing") from None
+
+    def _encode_chunk(self, chunk: bytes) -> list[int]:
+        text = chunk.decode("utf-8", "surrogateescape")
+        if _INVALID.search(text) is None:
+            return self._encode_text(text, chunk)
+        parts = _INVALID.split(text)
+        if len(chunk) < _HOPELESS * len(parts):
+            return self._longest_matches(chunk)
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            raw = part.encode("utf-8", "surrogateescape")
+            ids += self._longest_matches(raw) if i & 1 else self._encode_text(part, raw)
+        return ids
+
+    def _encode_text(self, text: str, raw: bytes) -> list[int]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        proposed = [id if id < self.vocabulary else -1 for id in encoding.ids]
+        if self._spell(proposed) == raw:
+            return proposed
+        return self._repair(text, raw, proposed, encoding.offsets)
+
+    def _spell(self, ids: list[int]) -> bytes | None:
+        parts = [self._bytes[id] if id >= 0 else None for id in ids]
+        return None if None in parts else b"".join(parts)  # type: ignore[arg-type]
+
+    def _repair(
+        self, text: str, raw: bytes, proposed: list[int], offsets: list[tuple[int, int]]
+    ) -> list[int]:
+        """Keep each group of proposed tokens that spells its span of `raw`, cut the rest anew."""
+        widths = [len(char.encode()) for char in text]
+        starts = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)]).tolist()
+        ids: list[int] = []
+        done = kept = 0  # bytes before `done` are in ids, before `kept` in `ids` or `pending`
+        for first, last, begin, end in _groups(offsets):
+            if starts[begin] < kept:
+                continue  # overlaps what came before: that stretch is cut anew
+            group = proposed[first:last]
+            if self._spell(group) == raw[starts[begin] : starts[end]]:
+                ids += self._longest_matches(raw[done : starts[begin]])
+                ids += group
+                done = starts[end]
+            kept = max(kept, starts[end])
+        return ids + self._longest_matches(raw[done:])
+
+    def _longest_matches(self, raw: bytes) -> list[int]:
+        ids = []
+        position, known, lengths = 0, self._ids, self._lengths
+        while position < len(raw):
+            for length in lengths.get(raw[position : position + 2], (1,)):
+                id = known.get(raw[position : position + length])
+                if id is not None:
+                    ids.append(id)
+                    position += length
+                    break
+        return ids
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    """Cut at a line end if one is near, else at a space, never inside of a UTF-8 character."""
+    start = 0
+    while len(data) - start > _CHUNK:
+        end = start + _CHUNK
+        for mark in (b"\n", b" "):
+            found = data.rfind(mark, end - _SEAM, end)
+            if found >= 0:
+                # a space begins the next word, a line end closes its line
+                end = found + (mark == b"\n")
+                break
+        else:
+            for back in range(4):
+                if data[end - back] & 0xC0 != 0x80:
+                    end -= back
+                    break
+        yield data[start:end]
+        start = end
+    if start < len(data):
+        yield data[start:]
+
+
+def _groups(offsets: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Tokens whose character spans overlap (they share a character) belong together:
+    (first token, last token + 1, first character, last character + 1)."""
+    first = 0
+    while first < len(offsets):
+        begin, end = offsets[first]
+        last = first + 1
+        while last < len(offsets) and offsets[last][0] < end:
+            end = max(end, offsets[last][1])
+            last += 1
+        yield first, last, begin, end
+        first = last
+
+
+def _match_lengths(ids: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
+    """First two bytes → the lengths of tokens that begin so, longest first, ending in 1."""
+    lengths: dict[bytes, set[int]] = {}
+    for spelling in ids:
+        if len(spelling) > 1:
+            lengths.setdefault(spelling[:2], {1}).add(len(spelling))
+    return {pair: tuple(sorted(found, reverse=True)) for pair, found in lengths.items()}
+
+
+def _spellings(
+    settings: dict[str, Any], vocabulary: dict[str, int]
+) -> Iterator[tuple[int, bytes, bool]]:
+    """(id, bytes, whether it is a byte's fallback) of every token of a tokenizer.json."""
+    literal = {token["content"] for token in settings.get("added_tokens") or ()}
+    model = settings["model"]
+    stages = list(_stages(settings))
+    byte_of = _byte_alphabet() if any(s["type"] == "ByteLevel" for s in stages) else None
+    spaces = _space_marks(stages)
+    joint = model.get("continuing_subword_prefix") if model["type"] == "WordPiece" else None
+    for token, id in vocabulary.items():
+        if token in literal:
+            yield id, token.encode(), False
+        elif byte_of is not None and all(char in byte_of for char in token):
+            yield id, bytes(byte_of[char] for char in token), False
+        elif model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            yield id, bytes([int(token[3:5], 16)]), True
+        else:
+            if joint and token.startswith(joint):
+                token = token[len(joint) :]
+            for mark in spaces:
+                token = token.replace(mark, " ")
+            yield id, token.encode("utf-8", "replace"), False
+
+
+def _stages(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every normaliser, pre-tokenizer and decoder, those inside of sequences included."""
+    waiting = [settings.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
+    while waiting:
+        stage = waiting.pop()
+        if isinstance(stage, dict):
+            yield stage
+            for inner in ("normalizers", "pretokenizers", "decoders"):
+                waiting += stage.get(inner) or []
+
+
+def _space_marks(stages: list[dict[str, Any]]) -> set[str]:
+    """The characters that stand for a space inside of tokens, such as U+2581."""
+    marks = {stage.get("replacement", "▁") for stage in stages if stage["type"] == "Metaspace"}
+    for stage in stages:
+        if stage["type"] == "Replace":
+            pattern, content = stage.get("pattern", {}).get("String"), stage.get("content")
+            if pattern == " " and content:  # a normaliser
+                marks.add(content)
+            elif content == " " and pattern:  # a decoder
+                marks.add(pattern)
+    return marks
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-ins of byte-level BPE (GPT-2): character → byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [value for value in range(256) if value not in set(printable)]
+    table = {chr(value): value for value in printable}
+    table.update({chr(256 + i): value for i, value in enumerate(rest)})
+    return table
