@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import constriction
 import numpy as np
-from constriction.stream import model, queue
 
 from llmzip.errors import CorruptArchive
 
 # Without perfect=… constriction prints a warning to stdout, where the data may be going.
-_FAMILY = model.Categorical(perfect=False)
+_FAMILY = constriction.stream.model.Categorical(perfect=False)
 WORD_BYTES = 4
 
 
@@ -22,7 +22,7 @@ class Encoder:
     """Collects symbols into words."""
 
     def __init__(self) -> None:
-        self._encoder = queue.RangeEncoder()
+        self._encoder = constriction.stream.queue.RangeEncoder()
 
     def put(self, symbols: np.ndarray, weights: np.ndarray) -> None:
         """symbols int32 [n], each below K; weights float64 [n, K], integers ≥ 1, K ≥ 2."""
@@ -40,7 +40,7 @@ class Decoder:
         """Raises CorruptArchive unless `words` is a whole number of words."""
         if len(words) % WORD_BYTES:
             raise CorruptArchive(f"coded words of {len(words)} bytes, not a multiple of 4")
-        self._decoder = queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
 
     def get(self, weights: np.ndarray) -> np.ndarray:
         """weights float64 [n, K] as they were put → symbols int32 [n]."""

@@ -40,6 +40,7 @@ class Layout:
         self.columns = 1 << ((size - 1).bit_length() + 1) // 2
         self.rows = max(2, -(-size // self.columns))  # the coder wants two symbols at least
 
+    @torch.inference_mode()
     def weights(self, logits: Tensor) -> Tensor:
         """float32 [n, V] (overwritten) → integer weights, int32 [n, R, C].
 

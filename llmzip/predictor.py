@@ -202,7 +202,7 @@ class _TableRun:
         self._table, self._streams = table, streams
 
     def first(self) -> Tensor:
-        return self._table[-1].expand(self._streams, -1)
+        return self._table[-1].repeat(self._streams, 1)
 
     def step(self, ids: Tensor) -> Tensor:
         return self._table[ids]
