@@ -218,7 +218,8 @@ def _columns(weights: Any, rows: np.ndarray) -> np.ndarray:
     from llmzip import frequencies
 
     chosen = torch.from_numpy(rows).long().to(weights.device)
-    return frequencies.columns_of(weights, chosen).cpu().numpy()
+    columns: np.ndarray = frequencies.columns_of(weights, chosen).cpu().numpy()
+    return columns
 
 
 class _Share:
@@ -252,7 +253,8 @@ def _gather(table: np.ndarray, last: int) -> np.ndarray:
     steps, streams = table.shape
     lengths = np.full(streams, steps - 1)
     lengths[:last] += 1
-    return table.T[np.arange(steps) < lengths[:, None]]
+    ids: np.ndarray = table.T[np.arange(steps) < lengths[:, None]]
+    return ids
 
 
 _ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for short messages
@@ -333,7 +335,7 @@ def find_model(header: container.ModelHeader, name: str | None = None) -> ModelF
         raise WrongModel(
             f"the archive needs the model {made_with} (digest {digest}…): name it with --model"
         )
-    return found
+    return find_model(header, found)
 
 
 class ArchiveWriter:

@@ -30,7 +30,8 @@ class Encoder:
 
     def words(self) -> bytes:
         """All that was put so far, as little-endian uint32."""
-        return self._encoder.get_compressed().astype("<u4").tobytes()
+        words: np.ndarray = self._encoder.get_compressed()
+        return words.astype("<u4").tobytes()
 
 
 class Decoder:
@@ -40,7 +41,9 @@ class Decoder:
         """Raises CorruptArchive unless `words` is a whole number of words."""
         if len(words) % WORD_BYTES:
             raise CorruptArchive(f"coded words of {len(words)} bytes, not a multiple of 4")
-        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._decoder = constriction.stream.queue.RangeDecoder(
+            np.frombuffer(words, "<u4").astype(np.uint32)
+        )
 
     def get(self, weights: np.ndarray) -> np.ndarray:
         """weights float64 [n, K] as they were put → symbols int32 [n]."""

@@ -10,7 +10,7 @@ in two stages; ids beyond it pad the last row.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _OCTAVES = 30  # and ids 30 octaves below it, 1
 _ESCAPE_WEIGHT = 1 << 14  # of each escape id: about 2^-16, as little is known of them
 
 
-@lru_cache(maxsize=None)
+@cache
 def _weight_table(device: torch.device) -> Tensor:
     """int32 [30·256 + 1]: the weight of an id `t` steps below the likeliest."""
     table = torch.from_numpy(tables.exp2_table(_STEP_BITS, _UNIT_BITS, _OCTAVES))

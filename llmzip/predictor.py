@@ -129,9 +129,7 @@ class _ExactRun:
         bos = torch.full((self._streams, 1), self._p.bos, dtype=torch.int64, device=self._device)
         self._position = 0
         self._waiting = torch.cat([bos, prefix], 1)
-        self._cache: list[KeyValueCache] = self._p.model.new_cache(
-            self._streams, self._capacity
-        )
+        self._cache: list[KeyValueCache] = self._p.model.new_cache(self._streams, self._capacity)
 
     def _feed(self, ids: Tensor) -> Tensor:
         """ids [S, T] that fit into the window → hidden states [S, T, H]."""
@@ -142,7 +140,7 @@ class _ExactRun:
     def _catch_up(self) -> Tensor:
         """Feed the waiting tokens in blocks → hidden state of the last, [S, 1, H]."""
         block = max(1, _FORWARD_ROWS // self._streams)
-        for ids in self._waiting.split(block, 1):
+        for ids in torch.split(self._waiting, block, 1):
             hidden = self._feed(ids)
         return hidden[:, -1:]
 
@@ -177,7 +175,7 @@ class _ExactRun:
     def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Hidden states [S, T, H] → logits of some steps at a time, [steps, S, V]."""
         steps = max(1, _LOGIT_ROWS // self._streams)
-        for part in hidden.transpose(0, 1).split(steps):
+        for part in torch.split(hidden.transpose(0, 1), steps):
             flat = part.reshape(-1, part.shape[-1])
             yield self._p.model.logits(flat).view(part.shape[0], self._streams, -1)
 
@@ -209,5 +207,5 @@ class _TableRun:
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
         before = torch.nn.functional.pad(ids, (1, 0), value=len(self._table) - 1)[:, :-1]
-        for part in before.T.split(64):
+        for part in torch.split(before.T, 64):
             yield self._table[part]

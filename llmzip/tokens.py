@@ -48,7 +48,7 @@ class Tokens:
         self._bytes: list[bytes | None] = [None] * vocabulary
         self._ids: dict[bytes, int] = {}
         # of several ids with the same bytes, the ordinary token before a byte's fallback
-        for id, spelling, fallback in sorted(spellings, key=lambda s: (s[2], s[0])):
+        for id, spelling, _ in sorted(spellings, key=lambda s: (s[2], s[0])):
             if id < vocabulary and spelling:
                 self._bytes[id] = spelling
                 self._ids.setdefault(spelling, id)
@@ -69,7 +69,7 @@ class Tokens:
     def decode(self, ids: np.ndarray) -> bytes:
         """Ids → the bytes they spell. Raises CorruptArchive at an id without any."""
         try:
-            return b"".join([self._bytes[id] for id in ids.tolist()])  # type: ignore[misc]
+            return b"".join([self._bytes[id] for id in ids.tolist()])
         except (TypeError, IndexError):
             raise CorruptArchive("the archive holds a token that spells nothing") from None
 

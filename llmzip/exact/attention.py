@@ -120,9 +120,7 @@ def _softmax_weights(scores: Tensor, scale: Tensor) -> Tensor:
     return ops.look_up(tables.attention_weights(), steps)
 
 
-def _hidden_keys(
-    count: int, keys: int, window: int | None, device: torch.device
-) -> Tensor | None:
+def _hidden_keys(count: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
     """bool [T, n], True where a query must not see a key; None if every query sees all."""
     if count == 1 and (window is None or keys <= window):
         return None

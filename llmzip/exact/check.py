@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def check(device: str) -> dict[str, bool]:
     return {name: digest(result) == DIGESTS.get(name) for name, result in results(device)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def require_exact(device: str) -> None:
     """Once a device and process. Raises InexactDevice by the name of what deviates."""
     try:

@@ -79,8 +79,8 @@ class Architecture:
         return architecture
 
     def _check(self) -> None:
-        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.layers)
-        sizes += (self.heads, self.kv_heads, self.head_dim, self.context, self.window or 1)
+        sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.layers]
+        sizes += [self.heads, self.kv_heads, self.head_dim, self.context, self.window or 1]
         if min(sizes) < 1 or self.vocab_size < 2 or self.context < 2:
             raise UnsupportedModel("config.json holds a size that is too small")
         if self.heads % self.kv_heads or self.head_dim % 2 or self.head_dim > 1024:
@@ -162,6 +162,8 @@ class ExactLlama:
             raise UnsupportedModel(f"the model's files lack the tensor {name}")
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UnsupportedModel(f"{name} holds values that are not finite")
         return tensor.to(self.device)
 
     def _weight(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -228,15 +230,15 @@ class ExactLlama:
         for layer, layer_cache in zip(self._layers, cache, strict=True):
             h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
-            q, k, v = h.split([a.heads, a.kv_heads, a.kv_heads], dim=1)
+            q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
             q, q_scale = ops.quantise(ops.rotate(q, cos, sin), ops.KEY_LEVELS)
             k, k_scale = ops.quantise(ops.rotate(k, cos, sin), ops.KEY_LEVELS)
             v, v_scale = ops.quantise(v, ops.KEY_LEVELS)
-            kept = layer_cache.append(k, k_scale[..., 0], v, v_scale[..., 0])
-            mixed = attend(q, q_scale[..., 0], *kept, a.window)
+            k, k_scale, v, v_scale = layer_cache.append(k, k_scale[..., 0], v, v_scale[..., 0])
+            mixed = attend(q, q_scale[..., 0], k, k_scale, v, v_scale, a.window)
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
             h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))
-            gate, up = h.split(a.intermediate_size, dim=-1)
+            gate, up = torch.split(h, a.intermediate_size, dim=-1)
             x = x.add_(layer.down(ops.silu(gate).mul_(up)))
         return ops.rms_norm(x, self._norm_weight, a.epsilon)
 

@@ -10,7 +10,7 @@ Every tensor is float32 unless said otherwise; `rows` stands for any leading dim
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def _multiply_int8(x: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(x.to(torch.int8), weight.T)
 
 
-@lru_cache(maxsize=None)
+@cache
 def int8_pays(device_type: str) -> bool:
     """Whether int8 products are exact and faster than float32 ones on this device.
 
@@ -114,7 +114,8 @@ class Linear:
         int8: bool | None = None,
     ) -> None:
         """`int8` chooses the backend (None: the faster one); it never changes a bit."""
-        assert weight.dtype == torch.int8 and scale.shape == weight.shape[:1]
+        assert weight.dtype == torch.int8
+        assert scale.shape == weight.shape[:1]
         self.int8 = int8_pays(weight.device.type) if int8 is None else int8
         self.weight = weight if self.int8 else weight.float()
         self.scale, self.bias, self.levels = scale, bias, levels
@@ -169,6 +170,4 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding by halves: x [S, H, T, D], cos and sin [T, D/2] → [S, H, T, D]."""
     first, second = x.chunk(2, -1)
-    return torch.cat(
-        [(first * cos).sub_(second * sin), (second * cos).add_(first * sin)], dim=-1
-    )
+    return torch.cat([(first * cos).sub_(second * sin), (second * cos).add_(first * sin)], dim=-1)

@@ -7,7 +7,7 @@ rounded), so that a table is the same on every machine. Knows nothing of models.
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def nearest_float32(value: Decimal) -> float:
     return float(np.float32(float(value)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def log2e_times(scale: int) -> float:
     """log2(e) · `scale`, rounded to float32."""
     with localcontext() as context:
@@ -41,7 +41,7 @@ def log2e_times(scale: int) -> float:
         return nearest_float32(scale / Decimal(2).ln())
 
 
-@lru_cache(maxsize=None)
+@cache
 def score_scale(head_dim: int) -> float:
     """log2(e) / sqrt(head_dim) · 2^10: from a raw attention score to table steps, float32."""
     with localcontext() as context:
@@ -51,7 +51,7 @@ def score_scale(head_dim: int) -> float:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def exp2_mantissas(step_bits: int, unit_bits: int) -> np.ndarray:
     """round(2^unit_bits · 2^(-i / 2^step_bits)) for i = 0 … 2^step_bits - 1, int64."""
     with localcontext() as context:
@@ -72,14 +72,14 @@ def exp2_table(step_bits: int, unit_bits: int, octaves: int) -> np.ndarray:
     return np.concatenate([mantissas >> octave for octave in range(octaves)])
 
 
-@lru_cache(maxsize=None)
+@cache
 def attention_weights() -> torch.Tensor:
     """int32 [EXP2_CUTOFF + 1]: the weight of a key `t` steps below the best; the last is 0."""
     table = exp2_table(EXP2_STEP_BITS, EXP2_UNIT_BITS, EXP2_OCTAVES)
     return torch.from_numpy(np.append(table, 0).astype(np.int32))
 
 
-@lru_cache(maxsize=None)
+@cache
 def sigmoid_table() -> torch.Tensor:
     """float32: 1 / (1 + e^-x) at x = i / 1024, i = -16·1024 … 16·1024; 0 and 1 at the ends."""
     with localcontext() as context:

@@ -9,7 +9,8 @@ from llmzip.models.store import (
     EMBEDDED,
     ModelFiles,
     embedded_with_digest,
+    expected,
     load,
 )
 
-__all__ = ["DEFAULT", "EMBEDDED", "ModelFiles", "embedded_with_digest", "load"]
+__all__ = ["DEFAULT", "EMBEDDED", "ModelFiles", "embedded_with_digest", "expected", "load"]

@@ -1,20 +1,21 @@
-"""Model folders in Hugging Face format → `ModelFiles`, with the digest that archives carry."""
+"""Model folders in Hugging Face format → `ModelFiles`, with the digest that archives carry.
+
+Torch is loaded to read weights, not to look a model up.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmzip.errors import UnsupportedModel, WrongModel
-from llmzip.exact import ops
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EMBEDDED = ("first",)
 DEFAULT = "first"
@@ -52,7 +53,7 @@ class ModelFiles:
     @property
     def quantised(self) -> bool:
         """Whether the weights come as int8, from training that knew of it."""
-        return any(tensor.dtype == torch.int8 for tensor in self.tensors.values())
+        return any(name.endswith("_scale") for name in self.tensors)
 
 
 def load(name: str) -> ModelFiles:
@@ -72,16 +73,21 @@ def load(name: str) -> ModelFiles:
     )
 
 
-def embedded_with_digest(start: bytes) -> ModelFiles | None:
-    """The embedded model whose digest begins with these bytes, if there is one."""
+def embedded_with_digest(start: bytes) -> str | None:
+    """The name of the embedded model whose digest begins with these bytes, if there is one."""
     for name in EMBEDDED:
-        files = _embedded(name)
-        if files.digest.startswith(start):
-            return files
+        if bytes.fromhex(expected(name)["digest"]).startswith(start):
+            return name
     return None
 
 
-@lru_cache(maxsize=None)
+def expected(name: str) -> dict[str, Any]:
+    """Of an embedded model: its digest, and what its integer weights on the probe text hash to
+    (by `llmzip doctor`), per kind of activations."""
+    return _read_json(_HOME / name / "check.json")
+
+
+@cache
 def _embedded(name: str) -> ModelFiles:
     return _read(_HOME / name, name)
 
@@ -100,6 +106,8 @@ def _fetch(name: str) -> Path:
 
 
 def _read(folder: Path, name: str) -> ModelFiles:
+    from safetensors.torch import load_file
+
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer.json")
     tensors: dict[str, Tensor] = {}
@@ -146,10 +154,10 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UnsupportedModel(f"{folder} holds no model.safetensors")
 
 
-def _digest(
-    config: dict[str, Any], tokenizer: dict[str, Any], tensors: dict[str, Tensor]
-) -> bytes:
+def _digest(config: dict[str, Any], tokenizer: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     """BLAKE2b-256 over config, tokenizer and tensors, each part preceded by its length."""
+    import torch
+
     hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
 
     def add(part: bytes | memoryview) -> None:
@@ -162,7 +170,7 @@ def _digest(
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()
         add(f"{key} {str(tensor.dtype)[6:]} {list(tensor.shape)}".encode())
-        add(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        add(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.digest()
 
 
@@ -176,6 +184,10 @@ def save_int8(source: str, target: Path, context: int | None = None) -> None:
 
     `context` replaces the config's max_position_embeddings.
     """
+    from safetensors.torch import save_file
+
+    from llmzip.exact import ops
+
     files = load(source)
     if files.quantised:
         raise UnsupportedModel(f"{source} is in int8 already")

@@ -1,0 +1,78 @@
+"""llmzip: lossless text compression by a causal language model, bit-exact on every machine.
+
+>>> import llmzip
+>>> archive = llmzip.compress(b"It was the best of times, it was the worst of times.")
+>>> llmzip.decompress(archive)
+b'It was the best of times, it was the worst of times.'
+"""
+
+from __future__ import annotations
+
+import io
+
+from llmzip.codec import ArchiveReader, ArchiveWriter, Options
+from llmzip.errors import (
+    CorruptArchive,
+    InexactDevice,
+    LlmzipError,
+    TruncatedArchive,
+    UnsupportedArchive,
+    UnsupportedModel,
+    WrongModel,
+)
+from llmzip.file import open
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArchiveReader",
+    "ArchiveWriter",
+    "CorruptArchive",
+    "InexactDevice",
+    "LlmzipError",
+    "Options",
+    "TruncatedArchive",
+    "UnsupportedArchive",
+    "UnsupportedModel",
+    "WrongModel",
+    "compress",
+    "decompress",
+    "open",
+]
+
+
+def compress(
+    data: bytes | bytearray | memoryview,
+    *,
+    model: str | None = None,
+    streams: int | None = None,
+    device: str = "cpu",
+    activations: str | None = None,
+    verify: bool = False,
+) -> bytes:
+    """Any bytes → an archive.
+
+    `model` is an embedded model's name, a folder in Hugging Face format, or a hub id;
+    `streams` trades ratio (few) against speed (many); `activations` is "a8" or "a16";
+    `verify` decodes each frame before it is kept. Raises LlmzipError.
+    """
+    sink = io.BytesIO()
+    writer = ArchiveWriter(
+        sink,
+        Options(
+            model=model, streams=streams, device=device, activations=activations, verify=verify
+        ),
+    )
+    writer.write(data)
+    writer.finish()
+    return sink.getvalue()
+
+
+def decompress(
+    data: bytes | bytearray | memoryview, *, model: str | None = None, device: str = "cpu"
+) -> bytes:
+    """An archive → the bytes that were compressed, or an LlmzipError; never other bytes.
+
+    `model` is needed only if the archive was made with one that is not embedded.
+    """
+    return b"".join(ArchiveReader(io.BytesIO(data), Options(model=model, device=device)))

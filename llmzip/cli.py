@@ -1,0 +1,367 @@
+"""The command line: parses, calls, prints. Data goes to stdout, all else to stderr.
+
+Exit codes: 0 done, 1 something about the data or the machine is wrong, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmzip import __version__, container, file
+from llmzip.codec import ArchiveReader, ArchiveWriter, Options, Progress
+from llmzip.errors import LlmzipError
+
+_READ_SIZE = 1 << 20
+_KINDS = {container.RAW: "raw", container.ZSTD: "zstd", container.MODEL: "model"}
+
+
+class UsageError(Exception):
+    """Options that do not fit together, or names that they do not fit to."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except UsageError as error:
+        print(f"llmzip: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has left, which is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except LlmzipError as error:
+        print(f"llmzip: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"llmzip: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("llmzip: interrupted", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmzip", description="Lossless text compression by a causal language model."
+    )
+    parser.add_argument("--version", action="version", version=f"llmzip {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("compress", _compress, "compress files to FILE.llmz")
+    _add_files(sub)
+    _add_output(sub)
+    _add_model(sub)
+    sub.add_argument("--streams", type=int, metavar="N", help="streams a frame, coded at once: "
+                     "few for the best ratio, many for speed (default: by length)")  # fmt: skip
+    sub.add_argument("--activations", choices=("a8", "a16"), help="bits of activations "
+                     "(default: what the model was made for)")  # fmt: skip
+    sub.add_argument("--verify", action="store_true", help="decode every frame before it counts")
+
+    sub = command("decompress", _decompress, "restore files from FILE.llmz")
+    _add_files(sub)
+    _add_output(sub)
+    _add_model(sub)
+
+    sub = command("test", _test, "decode archives and verify them, writing nothing")
+    _add_files(sub)
+    _add_model(sub)
+
+    sub = command("info", _info, "show what archives hold, without decoding them")
+    _add_files(sub)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("doctor", _doctor, "check that this machine computes as all others do")
+    sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("bench", _bench, "compare with gzip, bzip2, xz and zstd on files")
+    sub.add_argument("files", nargs="+", metavar="FILE")
+    _add_model(sub)
+    sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
+    sub.add_argument("--out", type=Path, default=Path("results/bench.json"), metavar="FILE",
+                     help="JSON to write (default: results/bench.json)")  # fmt: skip
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="*", default=["-"], metavar="FILE", help="- or none: stdin to stdout"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="OUT", help="name of the output; - is stdout")
+    parser.add_argument("-c", "--stdout", action="store_true", help="write to stdout")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument("-k", "--keep", action="store_true", help="keep the input (the default)")
+    keep.add_argument("--rm", action="store_true", help="remove the input when all is well")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help="embedded name, folder or hub id")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    given = vars(arguments)
+    names = ("model", "device", "streams", "activations", "verify")
+    try:
+        return Options(**{name: given[name] for name in names if name in given})
+    except LlmzipError as error:
+        raise UsageError(str(error)) from None
+
+
+def _compress(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+
+    def transform(source: BinaryIO, sink: BinaryIO, progress: Progress) -> None:
+        writer = ArchiveWriter(sink, options, progress)
+        while data := source.read(_READ_SIZE):
+            writer.write(data)
+        writer.finish()
+
+    def name(path: Path) -> Path:
+        if path.suffix == container.SUFFIX:
+            raise UsageError(f"{path}: has the suffix {container.SUFFIX} already; use -o or -c")
+        return path.with_name(path.name + container.SUFFIX)
+
+    return _transform_all(arguments, transform, name, binary=True)
+
+
+def _decompress(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+
+    def transform(source: BinaryIO, sink: BinaryIO, progress: Progress) -> None:
+        for content in ArchiveReader(source, options, progress):
+            sink.write(content)
+
+    def name(path: Path) -> Path:
+        if path.suffix != container.SUFFIX or path.stem == "":
+            raise UsageError(f"{path}: has no suffix {container.SUFFIX}; use -o or -c")
+        return path.with_suffix("")
+
+    return _transform_all(arguments, transform, name, binary=False)
+
+
+def _transform_all(
+    arguments: argparse.Namespace, transform: Any, target_name: Any, *, binary: bool
+) -> int:
+    """Every input to its output; a bad one does not stop the others. `binary`: what comes out."""
+    to_stdout = arguments.stdout or arguments.output == "-"
+    if arguments.output and not to_stdout and len(arguments.files) != 1:
+        raise UsageError("-o names one output, so it takes one input")
+    if arguments.stdout and arguments.output not in (None, "-"):
+        raise UsageError("-c and -o exclude each other")
+    if arguments.rm and (to_stdout or "-" in arguments.files):
+        raise UsageError("--rm is for files that are replaced by files")
+    prints = to_stdout or ("-" in arguments.files and not arguments.output)
+    if binary and prints and sys.stdout.isatty() and not arguments.force:
+        raise UsageError("compressed data is not written to a terminal; -f does it anyway")
+    jobs: list[tuple[str, Path | None]] = []
+    for name in arguments.files:
+        if to_stdout or (name == "-" and not arguments.output):
+            jobs.append((name, None))
+        else:
+            jobs.append((name, Path(arguments.output or target_name(Path(name)))))
+    return int(sum(_attempt(name, _transform, target, arguments, transform, binary)
+                   for name, target in jobs) > 0)  # fmt: skip
+
+
+def _attempt(name: str, work: Any, *arguments: Any) -> bool:
+    """Run `work` on one input; on failure say why, and return True."""
+    try:
+        work(name, *arguments)
+    except BrokenPipeError:
+        raise
+    except LlmzipError as error:
+        print(f"llmzip: {name}: {error}", file=sys.stderr)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"llmzip: {error.filename or name}: {reason}", file=sys.stderr)
+    else:
+        return False
+    return True
+
+
+def _transform(
+    name: str, target: Path | None, arguments: argparse.Namespace, transform: Any, binary: bool
+) -> None:
+    with _reading(name) as source, _progress(name, source, binary) as progress:
+        if target is None:
+            transform(source, sys.stdout.buffer, progress)
+            sys.stdout.buffer.flush()
+            return
+        with file.replacing(target, overwrite=arguments.force) as sink:
+            transform(source, sink, progress)
+            if name != "-":  # the temporary file gets mode and times before the target's name
+                sink.flush()
+                shutil.copystat(name, sink.name)
+    if arguments.rm:
+        Path(name).unlink()
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+    else:
+        with open(name, "rb") as source:
+            yield source
+
+
+@contextlib.contextmanager
+def _progress(name: str, source: BinaryIO, compressing: bool) -> Iterator[Progress]:
+    """A bar of content bytes on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    # of an archive, the size of the content is not known before its end
+    total = os.fstat(source.fileno()).st_size if compressing and name != "-" else None
+    with tqdm(
+        total=total, desc=name, unit="B", unit_scale=True, leave=False, dynamic_ncols=True
+    ) as bar:
+        yield lambda count: bar.update(count) and None
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+
+    def test(name: str) -> None:
+        with _reading(name) as source, _progress(name, source, False) as progress:
+            size = sum(map(len, ArchiveReader(source, options, progress)))
+        print(f"{name}: ok, {size} bytes")
+
+    return int(sum(_attempt(name, test) for name in arguments.files) > 0)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = []
+
+    def look(name: str) -> None:
+        with _reading(name) as source:
+            found.append({"file": name, **describe(source)})
+
+    failed = sum(_attempt(name, look) for name in arguments.files)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for entry in found:
+            _print_info(entry)
+    return int(failed > 0)
+
+
+def _print_info(entry: dict[str, Any]) -> None:
+    model, frames = entry["model"], entry["frames"]
+    described = "none"
+    if model:
+        described = f"{model['name'] or 'unknown'} ({model['digest']}…), {model['activations']}"
+        described += f", context {model['window']}, overlap {model['overlap']}"
+    kinds = (f"{sum(f['kind'] == kind for f in frames)} {kind}" for kind in _KINDS.values())
+    print(f"{entry['file']}: llmzip archive, format {entry['format']}")
+    print(f"  content   {entry['content_bytes']:,} bytes")
+    print(f"  archive   {entry['archive_bytes']:,} bytes, {entry['bits_per_byte']:.4f} b/B")
+    print(f"  model     {described}")
+    print(f"  frames    {len(frames)} ({', '.join(kinds)})")
+    print(f"  tokens    {sum(f['tokens'] for f in frames):,}")
+
+
+class _Counted:
+    """Counts what is read from a stream."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self.count = source, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self.count += len(data)
+        return data
+
+
+def describe(source: BinaryIO) -> dict[str, Any]:
+    """The structure of an archive, its payloads undecoded. Raises LlmzipError."""
+    from llmzip import models
+    from llmzip.codec import PROFILES
+
+    counted = _Counted(source)
+    reader = container.Reader(counted)  # type: ignore[arg-type]
+    frames = []
+    while (frame := reader.next_frame()) is not None:
+        frames.append(
+            {
+                "kind": _KINDS[frame.kind],
+                "content_bytes": frame.content_length,
+                "payload_bytes": len(frame.payload),
+                "tokens": frame.tokens,
+                "streams": frame.streams,
+            }
+        )
+        reader.skip(frame)
+    header, model = reader.model, None
+    if header is not None:
+        model = {
+            "name": header.name or models.embedded_with_digest(header.digest_start),
+            "digest": header.digest_start.hex(),
+            "profile": header.profile,
+            "activations": PROFILES.get(header.profile),
+            "window": header.window,
+            "overlap": header.overlap,
+        }
+    return {
+        "format": container.VERSION,
+        "content_bytes": reader.offset,
+        "archive_bytes": counted.count,
+        "bits_per_byte": 8 * counted.count / max(1, reader.offset),
+        "model": model,
+        "frames": frames,
+    }
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from llmzip import doctor
+
+    report = doctor.examine(arguments.device)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        print(versions)
+        print(
+            f"{report['machine']}, device {report['device']}, capability "
+            f"{report['capability']}, {report['threads']} threads"
+        )
+        for name, right in report["checks"].items():
+            print(f"  {'ok     ' if right else 'DEVIATES'} {name}")
+        print("this machine is exact" if report["exact"] else "THIS MACHINE DEVIATES")
+    return 0 if report["exact"] else 1
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from llmzip import bench
+
+    for name in arguments.files:
+        Path(name).stat()
+    report = bench.compare([Path(name) for name in arguments.files], _options(arguments))
+    print(bench.table(report))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {arguments.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Does this machine compute as all others do? Digests of operations and of embedded models.
+
+Nobody imports this but the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+
+PROBE = (
+    "Call me Ishmael. 道可道，非常道。 for (int i = 0; i < n; ++i) sum += a[i];\n"
+    '{"id": 17, "name": "Zoë", "ok": true}\t2026-01-31T23:59:59Z ERROR 404\r\n'
+).encode() * 3
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "constriction", "numpy")
+
+
+def probe(name: str, device: str) -> dict[str, str]:
+    """Activations → digest of a model's integer weights over PROBE, in two streams."""
+    import torch
+
+    from llmzip import models, predictor
+    from llmzip.frequencies import Layout
+    from llmzip.tokens import Tokens
+
+    files = models.load(name)
+    context = predictor.Context(64, 32)  # short, so that the probe restarts it
+    digests = {}
+    for activations in predictor.ACTIVATION_LEVELS:
+        model = predictor.build(files, activations=activations, context=context, device=device)
+        tokens = Tokens(files.tokenizer_json, model.vocabulary)
+        layout = Layout(model.vocabulary, tokens.size)
+        ids = tokens.encode(PROBE).astype(np.int64)
+        table = torch.from_numpy(ids[: len(ids) // 2 * 2].reshape(2, -1))
+        hasher = hashlib.blake2b(digest_size=16)
+        for logits in model.run(*table.shape).score(table):
+            weights = layout.weights(logits.reshape(-1, model.vocabulary))
+            hasher.update(weights.cpu().contiguous().numpy().astype("<i4").tobytes())
+        digests[activations] = hasher.hexdigest()
+    return digests
+
+
+def examine(device: str = "cpu") -> dict[str, Any]:
+    """Versions, machine, and name of each check → whether it passed. Raises InexactDevice."""
+    import torch
+
+    from llmzip import models
+    from llmzip.errors import InexactDevice
+    from llmzip.exact import check
+
+    try:
+        checks = check.check(device)
+        for name in models.EMBEDDED:
+            expected = models.expected(name)
+            checks[f"model {name}, files"] = models.load(name).digest.hex() == expected["digest"]
+            for activations, digest in probe(name, device).items():
+                right = digest == expected["probe"][activations]
+                checks[f"model {name}, {activations}"] = right
+    except (RuntimeError, AssertionError) as error:
+        raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in ("llmzip", *_PACKAGES)},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "checks": checks,
+        "exact": all(checks.values()),
+    }
