@@ -1,0 +1,277 @@
+"""The same bits whatever the batch, the threads, the instruction set, the way of feeding."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal, localcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROSE, TINY
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import MistralForCausalLM
+
+from llmzip import models
+from llmzip.errors import UnsupportedModel
+from llmzip.exact import check, ops, tables
+from llmzip.exact.attention import attend
+from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.predictor import Context, ExactPredictor, build
+from llmzip.tokens import Tokens
+
+LEVELS = {"a8": ops.A8_LEVELS, "a16": ops.A16_LEVELS}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _random_model(kind: str) -> torch.nn.Module:
+    torch.manual_seed(7)
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 48,
+        "intermediate_size": 1100,  # longer than float32 sums are exact for
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "pad_token_id": None,
+    }
+    if kind == "sliding":
+        model = MistralForCausalLM(MistralConfig(**shape, sliding_window=9))
+    elif kind == "biased":
+        model = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=True, mlp_bias=True))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=kind == "tied"))
+    for parameter in model.parameters():  # wider than the initialisation, norms not all 1
+        parameter.data += torch.randn_like(parameter) * 0.05
+    return model.eval()
+
+
+KINDS = ["tied", "untied", "biased", "sliding"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reference(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return _random_model(request.param)
+
+
+def _exact(model: torch.nn.Module, activations: str, int8: bool | None = None) -> ExactLlama:
+    architecture = Architecture.from_config(model.config.to_dict())
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return ExactLlama(architecture, tensors, levels=LEVELS[activations], int8=int8)
+
+
+def _scored(model: ExactLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
+    """[S, T, V], the logits of each token by one parallel pass."""
+    run = ExactPredictor(model, 0, context).run(*ids.shape)
+    return torch.cat([chunk.clone() for chunk in run.score(ids)]).transpose(0, 1)
+
+
+def _stepped(model: ExactLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
+    run = ExactPredictor(model, 0, context).run(*ids.shape)
+    logits = [run.first()]
+    logits += [run.step(ids[:, t]) for t in range(ids.shape[1] - 1)]
+    return torch.stack(logits, 1)
+
+
+IDS = torch.randint(0, 300, (5, 75), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("activations", LEVELS)
+@pytest.mark.parametrize("context", [Context(128, 64), Context(32, 16), Context(24, 0)], ids=str)
+def test_score_equals_step_equals_any_batch(
+    reference: torch.nn.Module, activations: str, context: Context
+) -> None:
+    model = _exact(reference, activations)
+    whole = _scored(model, IDS, context)
+    assert torch.equal(whole, _stepped(model, IDS, context))
+    for stream in range(len(IDS)):
+        assert torch.equal(whole[stream : stream + 1], _scored(model, IDS[stream, None], context))
+    assert torch.equal(whole[:, :40], _scored(model, IDS[:, :40], context))
+    assert torch.equal(whole[1:3], _stepped(model, IDS[1:3], context))
+
+
+@pytest.mark.parametrize("activations", LEVELS)
+def test_threads_and_backends_agree(
+    reference: torch.nn.Module, activations: str, threads: int
+) -> None:
+    context = Context(64, 32)
+    results = [_scored(_exact(reference, activations, int8), IDS, context) for int8 in (0, 1)]
+    assert torch.equal(*results)
+    torch.set_num_threads(3 - threads)
+    assert torch.equal(results[0], _scored(_exact(reference, activations), IDS, context))
+
+
+@pytest.mark.parametrize("activations", LEVELS)
+def test_near_to_transformers(reference: torch.nn.Module, activations: str) -> None:
+    """The exact model is the same model: logits within the error of 8-bit weights."""
+    ids = torch.nn.functional.pad(IDS, (1, 0))[:, :-1]
+    with torch.inference_mode():
+        expected = reference(ids).logits
+    actual = _scored(_exact(reference, activations), IDS, Context(128, 64))
+    error = (actual - expected).pow(2).mean().sqrt() / expected.std()
+    assert float(error) < (0.08 if activations == "a8" else 0.06)
+
+
+@pytest.mark.parametrize(("activations", "cost"), [("a8", 0.007), ("a16", 0.007)])
+def test_exactness_costs_little_on_a_trained_model(activations: str, cost: float) -> None:
+    """Bits of a text it was not trained on, against transformers in float32."""
+    files = models.load(str(TINY))
+    tensors = dict(files.tensors)
+    for name in [n for n in tensors if n.endswith("_scale")]:
+        weight = name.removesuffix("_scale")
+        tensors[weight] = tensors[weight].float() * tensors.pop(name)
+    config = LlamaConfig(**files.config)
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    tokens = Tokens(files.tokenizer_json, config.vocab_size)
+    ids = torch.from_numpy(tokens.encode(PROSE.encode())).long()[None, :255]
+    with torch.inference_mode():
+        fp32 = model(torch.nn.functional.pad(ids, (1, 0), value=files.bos)[:, :-1]).logits
+    exact = build(files, activations=activations, context=Context(256, 128)).run(*ids.shape)
+    logits = torch.cat(list(exact.score(ids)))[:, 0]
+    losses = [torch.nn.functional.cross_entropy(x, ids[0]).item() for x in (fp32[0], logits)]
+    assert losses[1] < losses[0] * (1 + cost)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", None])
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_other_processes_with_other_instruction_sets_agree(
+    capability: str | None, count: str
+) -> None:
+    """Digests of every operation and of the embedded model are the stored ones."""
+    environment = {**os.environ, "OMP_NUM_THREADS": count}
+    if capability:
+        environment["ATEN_CPU_CAPABILITY"] = capability
+    done = subprocess.run(
+        [sys.executable, "-m", "llmzip.cli", "doctor", "--json"],
+        capture_output=True,
+        env=environment,
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["exact"]
+    assert len(report["checks"]) >= len(check.DIGESTS) + 3
+    assert report["threads"] == int(count)
+    if capability == "default":
+        assert report["capability"] == "DEFAULT"
+
+
+def test_a_deviating_operation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmzip.errors import InexactDevice
+
+    monkeypatch.setitem(check.DIGESTS, "silu", "0" * 16)
+    check.require_exact.cache_clear()
+    with pytest.raises(InexactDevice, match="deviates from IEEE-754 in: silu;"):
+        check.require_exact("cpu")
+    check.require_exact.cache_clear()
+
+
+def test_an_unknown_device_is_refused() -> None:
+    from llmzip.errors import InexactDevice
+
+    with pytest.raises(InexactDevice, match="cannot be used"):
+        check.require_exact("abacus")
+
+
+def test_attention_hides_the_future_and_what_slid_away() -> None:
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randint(-127, 128, (1, 2, 12, 8), generator=generator).float()
+    k = torch.randint(-127, 128, (1, 1, 12, 8), generator=generator).float()
+    v = torch.randint(-127, 128, (1, 1, 12, 8), generator=generator).float()
+    q_scale, scale = torch.full((1, 2, 12), 0.02), torch.full((1, 1, 12), 0.02)
+    for window in (None, 4):
+        before = attend(q, q_scale, k, scale, v, scale, window)
+        changed_k, changed_v = k.clone(), v.clone()
+        changed_k[:, :, 7], changed_v[:, :, 7] = 127, -127
+        after = attend(q, q_scale, changed_k, scale, changed_v, scale, window)
+        same = (before == after).all(-1).all(1)[0]
+        seen = range(7, 12) if window is None else range(7, 11)
+        assert [t for t in range(12) if not same[t]] == list(seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "gpt2"}, "model type 'gpt2' has no exact form"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary embedding of type 'yarn'"),
+        ({"num_key_value_heads": 3}, "4 heads of 12 over 3"),
+        ({"hidden_size": "many"}, "incomplete or malformed"),
+        ({"num_attention_heads": 0}, "incomplete or malformed|too small"),
+        ({"vocab_size": 1}, "too small"),
+        ({"rms_norm_eps": 0}, "out of range"),
+    ],
+)
+def test_configs_without_exact_form_are_refused(change: dict[str, object], reason: str) -> None:
+    config = {**_random_model("tied").config.to_dict(), **change}
+    with pytest.raises(UnsupportedModel, match=reason):
+        Architecture.from_config(config)
+
+
+def test_missing_misshapen_and_infinite_weights_are_refused() -> None:
+    model = _random_model("tied")
+    architecture = Architecture.from_config(model.config.to_dict())
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    name = "model.layers.1.mlp.down_proj.weight"
+    for bad, reason in (
+        (None, "lack the tensor"),
+        (tensors[name][:, :-1], "has shape"),
+        (tensors[name] * float("inf"), "not finite"),
+    ):
+        changed = copy.copy(tensors)
+        changed.pop(name)
+        if bad is not None:
+            changed[name] = bad
+        with pytest.raises(UnsupportedModel, match=reason):
+            ExactLlama(architecture, changed)
+
+
+def test_tables_are_correctly_rounded() -> None:
+    """Against decimal, whose exp is correctly rounded, at entries spread over the tables."""
+    with localcontext() as context:
+        context.prec = 50
+        for i in range(0, 256, 17):
+            expected = (Decimal(2).ln() * (30 - Decimal(i) / 256)).exp()
+            assert tables.exp2_mantissas(8, 30)[i] == int(expected.to_integral_value())
+        table, reach = tables.sigmoid_table(), 16 * 1024
+        for i in range(-reach + 1, reach, 997):
+            expected = 1 / (1 + (-Decimal(i) / 1024).exp())
+            assert table[reach + i].item() == np.float32(float(expected))
+    cos, sin = tables.RotaryTable(16, 10000.0).at(100_000, 3)
+    angle = np.arange(100_000, 100_003)[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    assert np.abs(cos.numpy() - np.cos(angle)).max() < 2e-7
+    assert np.abs(sin.numpy() - np.sin(angle)).max() < 2e-7
+
+
+def test_a_transformers_checkpoint_folder_loads(tmp_path: Path) -> None:
+    """What save_pretrained writes is what `models.load` reads, sharded or not."""
+    model = _random_model("untied")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="100KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    digests = []
+    for name in ("one", "many"):
+        (tmp_path / name / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+        files = models.load(str(tmp_path / name))
+        digests.append(files.digest)
+        built = build(files, activations="a16", context=Context(64, 32))
+        assert built.vocabulary == 300
+    assert digests[0] == digests[1]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    assert loaded.config.vocab_size == 300

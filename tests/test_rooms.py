@@ -1,0 +1,87 @@
+"""The walls between the stages: who may import whom (README, "The way of the data")."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "llmzip"
+STAGES = {
+    "errors": 0,
+    "tokens": 1,
+    "exact": 2,
+    "models": 3,
+    "predictor": 4,
+    "frequencies": 5,
+    "memory": 6,
+    "coder": 7,
+    "container": 8,
+    "codec": 9,
+    "file": 10,
+    "__init__": 11,
+    "bench": 12,
+    "doctor": 12,
+    "train": 12,
+    "cli": 13,
+}
+# the only imports among the stages below codec, beside errors
+NEIGHBOURS = {
+    "models": {"exact"},
+    "predictor": {"exact", "models"},
+    "frequencies": {"exact"},  # its tables alone
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _stage(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _stages_used(path: Path) -> set[str]:
+    used = set()
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "llmzip":
+            used.add(parts[1] if len(parts) > 1 and parts[1] in STAGES else "__init__")
+    return used - {_stage(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_to_earlier_stages_only(path: Path) -> None:
+    stage = _stage(path)
+    assert all(STAGES[used] < STAGES[stage] for used in _stages_used(path))
+    if STAGES[stage] < STAGES["codec"]:
+        assert _stages_used(path) <= {"errors"} | NEIGHBOURS.get(stage, set())
+
+
+def test_only_the_coder_knows_constriction() -> None:
+    users = {p.name for p in FILES if any("constriction" in name for name in _imports(p))}
+    assert users == {"coder.py"}
+
+
+@pytest.mark.parametrize("name", ["errors.py", "container.py", "file.py", "cli.py"])
+def test_no_torch_in(name: str) -> None:
+    assert not any(i.split(".")[0] == "torch" for i in _imports(PACKAGE / name))
+
+
+def test_import_llmzip_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, llmzip, llmzip.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,106 @@
+"""bytes → ids → bytes, for every kind of tokenizer and every string of bytes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import AWKWARD, PROSE, TOKENIZERS
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from llmzip.errors import CorruptArchive, UnsupportedModel
+from llmzip.tokens import Tokens
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_text_survives(tokens: Tokens, name: str) -> None:
+    ids = tokens.encode(AWKWARD[name])
+    assert ids.dtype == np.int32
+    assert ids.min(initial=0) >= 0
+    assert ids.max(initial=0) < tokens.size
+    assert tokens.decode(ids) == AWKWARD[name]
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_survive(tokens: Tokens, data: bytes) -> None:
+    assert tokens.decode(tokens.encode(data)) == data
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_survives(tokens: Tokens, text: str) -> None:
+    assert tokens.decode(tokens.encode(text.encode())) == text.encode()
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from([PROSE[:70], "  ", "\r\n", "▁", "<s>", "É", "\x00", "<0x0A>", "漢"])
+        | st.binary(max_size=3),
+        max_size=20,
+    )
+)
+def test_text_among_bytes_survives(tokens: Tokens, pieces: list[str | bytes]) -> None:
+    data = b"".join(p.encode() if isinstance(p, str) else p for p in pieces)
+    assert tokens.decode(tokens.encode(data)) == data
+
+
+def test_long_texts_are_cut_without_loss(tokens: Tokens) -> None:
+    for data in (PROSE.encode() * 200, "漢字".encode() * 30000, b"a" * 200_000, b"\xff\x00" * 70000):
+        assert tokens.decode(tokens.encode(data)) == data
+
+
+@pytest.mark.parametrize("name", ["byte-level", "sentencepiece"])
+def test_the_tokenizers_own_cut_is_kept(name: str) -> None:
+    """On ordinary text the ids are those that the model was trained on."""
+    content = TOKENIZERS[name]()
+    tokenizer = Tokenizer.from_str(content.decode())
+    tokens = Tokens(content, tokenizer.get_vocab_size())
+    ids = tokens.encode(PROSE.encode()).tolist()
+    expected = tokenizer.encode(PROSE, add_special_tokens=False).ids
+    # a prepended space is no part of the text, so the first word may be cut otherwise
+    assert ids[-len(expected) + 3 :] == expected[3:]
+    assert len(ids) <= len(expected) + 3
+
+
+def test_ids_beyond_the_models_vocabulary_are_not_used() -> None:
+    tokens = Tokens(TOKENIZERS["byte-level"](), 300)
+    ids = tokens.encode(PROSE.encode())
+    assert ids.max() < 300
+    assert tokens.decode(ids) == PROSE.encode()
+
+
+def test_bytes_without_a_token_take_escapes() -> None:
+    content = TOKENIZERS["characters"]()
+    vocabulary = Tokenizer.from_str(content.decode()).get_vocab_size()
+    tokens = Tokens(content, vocabulary)
+    assert tokens.size == vocabulary + 256
+    assert tokens.encode(b"\xff").tolist() == [vocabulary + 255]
+    assert Tokens(TOKENIZERS["byte-level"](), 400).size == 400
+
+
+def test_a_literal_special_token_is_text() -> None:
+    content = TOKENIZERS["byte-level"]()
+    special = Tokenizer.from_str(content.decode()).token_to_id("<|endoftext|>")
+    tokens = Tokens(content, 400)
+    assert special not in tokens.encode(b"<|endoftext|>").tolist()
+
+
+def test_ids_that_spell_nothing_are_refused() -> None:
+    tokens = Tokens(TOKENIZERS["byte-level"](), 500)  # the model has rows without tokens
+    with pytest.raises(CorruptArchive, match="spells nothing"):
+        tokens.decode(np.array([499], dtype=np.int32))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"model": {"type": "Magic"}}', b"\xff"])
+def test_a_broken_tokenizer_is_refused(content: bytes) -> None:
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.json cannot be read"):
+        Tokens(content, 100)
+
+
+def test_the_table_does_not_depend_on_the_layout_of_the_file() -> None:
+    content = TOKENIZERS["sentencepiece"]()
+    spaced = json.dumps(json.loads(content), indent=4)
+    one, other = Tokens(content, 400), Tokens(spaced, 400)
+    assert one.encode(PROSE.encode()).tolist() == other.encode(PROSE.encode()).tolist()
