@@ -137,7 +137,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     def name(path: Path) -> Path:
         if path.suffix == container.SUFFIX:
             raise UsageError(f"{path}: has the suffix {container.SUFFIX} already; use -o or -c")
-        return path.with_name(path.name + container.SUFFIX)
+        return path.parent / (path.name + container.SUFFIX)
 
     return _transform_all(arguments, transform, name, binary=True)
 
@@ -234,7 +234,12 @@ def _progress(name: str, source: BinaryIO, compressing: bool) -> Iterator[Progre
     # of an archive, the size of the content is not known before its end
     total = os.fstat(source.fileno()).st_size if compressing and name != "-" else None
     with tqdm(
-        total=total, desc=name, unit="B", unit_scale=True, leave=False, dynamic_ncols=True
+        total=total,
+        desc=Path(name).name,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        dynamic_ncols=True,
     ) as bar:
         yield lambda count: bar.update(count) and None
 

@@ -149,7 +149,7 @@ class FrameCodec:
         logits = run.first()
         for step in range(steps):
             if step:
-                logits = run.step(torch.from_numpy(table[step - 1]).long())
+                logits = run.step(torch.from_numpy(self._shown(table[step - 1])))
             n = last if step == steps - 1 else frame.streams
             weights = self.layout.weights(logits[:n])
             row, column = _code_step(
@@ -163,6 +163,10 @@ class FrameCodec:
             report.done(step + 1)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
+
+    def _shown(self, ids: np.ndarray) -> np.ndarray:
+        """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
+        return np.where(ids < self.layout.vocabulary, ids, 0).astype(np.int64)
 
     def _plan_streams(self, tokens: int, streams: int | None) -> int:
         if streams is None:
@@ -199,7 +203,7 @@ class FrameCodec:
         if not len(table):
             return
         row, column = np.divmod(table, np.int32(self.layout.columns))
-        ids = torch.from_numpy(table.T.copy()).long()
+        ids = torch.from_numpy(self._shown(table.T))
         for logits in self.predictor.run(table.shape[1], len(table)).score(ids):
             count, streams = logits.shape[:2]
             weights = self.layout.weights(logits.reshape(count * streams, -1))

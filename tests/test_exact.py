@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROSE, TINY
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
-from transformers import MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from llmzip import models
 from llmzip.errors import UnsupportedModel

@@ -47,7 +47,12 @@ def test_text_among_bytes_survives(tokens: Tokens, pieces: list[str | bytes]) ->
 
 
 def test_long_texts_are_cut_without_loss(tokens: Tokens) -> None:
-    for data in (PROSE.encode() * 200, "漢字".encode() * 30000, b"a" * 200_000, b"\xff\x00" * 70000):
+    for data in (
+        PROSE.encode() * 200,
+        "漢字".encode() * 30000,
+        b"a" * 200_000,
+        b"\xff\x00" * 70000,
+    ):
         assert tokens.decode(tokens.encode(data)) == data
 
 

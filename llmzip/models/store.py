@@ -64,7 +64,7 @@ def load(name: str) -> ModelFiles:
     if name in EMBEDDED:
         return _embedded(name)
     folder = Path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _read(folder, name)
     if "/" in name and not name.startswith((".", "/", "~")) and name.count("/") == 1:
         return _read(_fetch(name), name)

@@ -1,0 +1,215 @@
+"""The command line as processes of its own: files, streams, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROSE, TINY, run
+
+MODEL = ("--model", TINY)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "prose.txt"
+    path.write_text(PROSE)
+    path.chmod(0o640)
+    os.utime(path, (1_500_000_000, 1_500_000_000))
+    return path
+
+
+@pytest.fixture
+def packed(text: Path) -> Path:
+    done = run("compress", text, *MODEL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    return text.with_name("prose.txt.llmz")
+
+
+def test_compress_and_decompress_files(text: Path, packed: Path) -> None:
+    assert text.exists()
+    assert packed.stat().st_size < len(PROSE) / 2
+    assert packed.stat().st_mode & 0o777 == 0o640
+    assert packed.stat().st_mtime == 1_500_000_000
+    text.unlink()
+    done = run("decompress", packed, *MODEL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert text.read_text() == PROSE
+    assert text.stat().st_mode & 0o777 == 0o640
+    assert text.stat().st_mtime == 1_500_000_000
+    assert sorted(path.name for path in text.parent.iterdir()) == ["prose.txt", "prose.txt.llmz"]
+
+
+def test_the_default_model_in_pipes_with_other_threads_and_instructions() -> None:
+    one = {"OMP_NUM_THREADS": "1"}
+    other = {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "default"}
+    packed = run("compress", input=PROSE.encode(), environment=one)
+    assert packed.returncode == 0
+    assert run("compress", input=PROSE.encode(), environment=other).stdout == packed.stdout
+    back = run("decompress", "-", input=packed.stdout, environment=other)
+    assert back.stdout == PROSE.encode()
+    assert back.stderr == b""
+
+
+def test_existing_files_are_kept_without_f(text: Path, packed: Path) -> None:
+    before = packed.read_bytes()
+    done = run("compress", text, *MODEL)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"llmzip: {packed}: exists already; -f overwrites it\n"
+    assert packed.read_bytes() == before
+    assert run("compress", "-f", text, *MODEL).returncode == 0
+
+
+def test_rm_removes_the_input_when_all_is_well(text: Path) -> None:
+    assert run("compress", "--rm", text, *MODEL).returncode == 0
+    assert not text.exists()
+    packed = text.with_name("prose.txt.llmz")
+    assert run("decompress", "--rm", packed, *MODEL).returncode == 0
+    assert not packed.exists()
+    assert text.read_text() == PROSE
+
+
+def test_output_names(text: Path, packed: Path, tmp_path: Path) -> None:
+    assert run("compress", text, "-o", tmp_path / "a", *MODEL).returncode == 0
+    assert (tmp_path / "a").read_bytes() == packed.read_bytes()
+    assert run("decompress", tmp_path / "a", "-o", tmp_path / "b", *MODEL).returncode == 0
+    assert (tmp_path / "b").read_text() == PROSE
+    assert run("decompress", "-c", packed, *MODEL).stdout == PROSE.encode()
+    assert run("decompress", packed, "-o", "-", *MODEL).stdout == PROSE.encode()
+
+
+def test_a_bad_file_does_not_stop_the_others(text: Path, packed: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.llmz"
+    bad.write_bytes(packed.read_bytes()[:-5])
+    text.unlink()
+    done = run("decompress", bad, packed, *MODEL)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"llmzip: {bad}: the archive ends too early\n"
+    assert text.read_text() == PROSE
+    assert not (tmp_path / "bad").exists()
+
+
+def test_test(packed: Path, tmp_path: Path) -> None:
+    done = run("test", packed, *MODEL)
+    assert done.stdout.decode() == f"{packed}: ok, {len(PROSE.encode())} bytes\n"
+    data = bytearray(packed.read_bytes())
+    data[40] ^= 1
+    packed.write_bytes(data)
+    done = run("test", packed, *MODEL)
+    assert done.returncode == 1
+    assert b"llmzip: " in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_info_needs_no_model(packed: Path) -> None:
+    done = run("info", "--json", packed)
+    (entry,) = json.loads(done.stdout)
+    assert entry["content_bytes"] == len(PROSE.encode())
+    assert entry["archive_bytes"] == packed.stat().st_size
+    assert entry["model"]["name"] == "tiny"
+    assert [frame["kind"] for frame in entry["frames"]] == ["model"]
+    assert "1 model" in run("info", packed).stdout.decode()
+
+
+def test_info_loads_no_torch(packed: Path) -> None:
+    code = (
+        "import sys; from llmzip.cli import main; "
+        f"main(['info', {str(packed)!r}]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["squash", "x"],
+        ["compress", "x.llmz"],
+        ["decompress", "x.txt"],
+        ["compress", "a", "b", "-o", "c"],
+        ["compress", "a", "-c", "-o", "b"],
+        ["compress", "-", "--rm"],
+        ["compress", "a", "-k", "--rm"],
+        ["compress", "a", "--streams", "0"],
+        ["compress", "a", "--streams", "many"],
+        ["compress", "a", "--activations", "a4"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "missing"], "missing: No such file or directory"),
+        (["compress", "."], "Is a directory"),
+        (["decompress", "no.llmz"], "no.llmz: not an llmzip archive"),
+        (["info", "no.llmz"], "no.llmz: not an llmzip archive"),
+        (["test", "no.llmz"], "no.llmz: not an llmzip archive"),
+        (["compress", "text", "--model", "nobody"], "no model 'nobody'"),
+        (["compress", "text", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["doctor", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["bench", "missing"], "missing: No such file or directory"),
+    ],
+    ids=str,
+)
+def test_data_errors_are_one_line_and_exit_code_1(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "no.llmz").write_bytes(b"no archive")
+    (tmp_path / "text").write_text(PROSE)
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["no.llmz", "text"]
+
+
+def test_a_terminal_shows_progress_and_gets_no_archive(text: Path) -> None:
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    command = [sys.executable, "-m", "llmzip.cli", "compress", *map(str, MODEL), str(text)]
+    done = subprocess.run(command, stderr=follower)
+    shown = os.read(leader, 65536).decode()
+    assert done.returncode == 0
+    assert "B/s" in shown
+    done = subprocess.run([*command[:-1], "-c", str(text)], stdout=follower, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert b"not written to a terminal" in done.stderr
+    os.close(leader)
+    os.close(follower)
+
+
+def test_output_into_a_pipe_that_closes() -> None:
+    shell = shutil.which("sh")
+    if shell is None:
+        pytest.skip("no shell")
+    command = f"{sys.executable} -m llmzip.cli compress | true"
+    done = subprocess.run([shell, "-c", command], input=PROSE.encode() * 50, capture_output=True)
+    assert b"Traceback" not in done.stderr
+
+
+def test_bench_measures_and_verifies(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "bench.json"
+    done = run("bench", text, *MODEL, "--out", out)
+    assert done.returncode == 0
+    report = json.loads(out.read_text())
+    sizes = {result["codec"]: result for result in report["results"]}
+    assert list(sizes) == ["llmzip", "gzip -9", "bzip2 -9", "xz -9e", "zstd -19"]
+    assert all(result["restored"] for result in sizes.values())
+    assert sizes["llmzip"]["compressed_bytes"] < sizes["xz -9e"]["compressed_bytes"]
+    assert report["command"].startswith("llmzip bench")
+    assert b"| prose.txt |" in done.stdout

@@ -1,0 +1,310 @@
+"""Content → archive → content, through every way that a frame can take."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import AWKWARD, PROSE, TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llmzip
+from llmzip import codec, container, models
+from llmzip.codec import ArchiveReader, ArchiveWriter, FrameCodec, Options
+from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+from llmzip.predictor import TablePredictor
+from llmzip.tokens import Tokens
+
+
+def _silent(count: int) -> None:
+    pass
+
+
+def archive(content: bytes, **options: object) -> bytes:
+    sink = io.BytesIO()
+    writer = ArchiveWriter(sink, Options(model=str(TINY), **options))  # type: ignore[arg-type]
+    writer.write(content)
+    writer.finish()
+    return sink.getvalue()
+
+
+def restored(data: bytes) -> bytes:
+    return llmzip.decompress(data, model=str(TINY))
+
+
+def kinds(data: bytes) -> list[int]:
+    reader = container.Reader(io.BytesIO(data))
+    found = []
+    while (frame := reader.next_frame()) is not None:
+        found.append(frame.kind)
+        reader.skip(frame)
+    return found
+
+
+# A frame, whatever the model makes of it
+
+
+@given(content=st.binary(min_size=1, max_size=400), streams=st.integers(1, 9))
+def test_any_bytes_in_any_number_of_streams(
+    table_codec: FrameCodec, content: bytes, streams: int
+) -> None:
+    frame = table_codec.encode(content, streams, _silent)
+    assert table_codec.decode(frame, _silent) == content
+
+
+@given(text=st.text(min_size=1, max_size=300))
+def test_any_text_without_choosing_streams(table_codec: FrameCodec, text: str) -> None:
+    frame = table_codec.encode(text.encode(), None, _silent)
+    assert frame.streams == 1
+    assert table_codec.decode(frame, _silent) == text.encode()
+
+
+def test_a_frame_for_a_tokenizer_of_any_kind(tokens: Tokens) -> None:
+    """Escapes and padded last rows are coded like all else."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(tokens.vocabulary + 1, tokens.vocabulary, generator=generator)
+    frames = FrameCodec(tokens, TablePredictor(logits[:-1], logits[-1]))
+    for content in AWKWARD.values():
+        if content:
+            assert frames.decode(frames.encode(content, 3, _silent), _silent) == content
+
+
+def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
+    """At most 0.2% over the entropy that float64 softmax gives, on 100 KB and more."""
+    content = (PROSE * 130).encode()
+    assert len(content) > 100_000
+    streams = 16
+    ids = torch.from_numpy(table_codec.tokens.encode(content)).long()
+    frame = table_codec.encode(content, streams, _silent)
+    table, last = codec._deal(ids.numpy().astype(np.int32), streams)
+    bits = 0.0
+    logits = table_codec.predictor.run(streams, len(table)).score(torch.from_numpy(table.T).long())
+    logits = torch.cat(list(logits)).double().log_softmax(-1)
+    chosen = -logits.gather(-1, torch.from_numpy(table).long()[..., None])[..., 0]
+    bits = float((chosen.sum() - chosen[-1, last:].sum()) / np.log(2))
+    assert 8 * len(frame.payload) < bits * 1.002
+
+
+def test_progress_adds_up(table_codec: FrameCodec) -> None:
+    content = PROSE.encode()
+    told: list[int] = []
+    frame = table_codec.encode(content, 2, told.append)
+    assert sum(told) == len(content)
+    assert min(told) >= 0
+    told.clear()
+    table_codec.decode(frame, told.append)
+    assert sum(told) == len(content)
+
+
+def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCodec) -> None:
+    plan = table_codec._plan_streams
+    assert [plan(n, None) for n in (1, 2047, 4096, 20480, 10**8)] == [1, 1, 2, 10, 256]
+    assert plan(5, 100) == 5
+    assert plan(10**6, 3) == 3
+
+
+# Archives
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_content(name: str) -> None:
+    assert restored(archive(AWKWARD[name])) == AWKWARD[name]
+
+
+@settings(max_examples=15)
+@given(content=st.binary(max_size=600) | st.text(max_size=300).map(str.encode))
+def test_any_content(content: bytes) -> None:
+    data = archive(content)
+    assert restored(data) == content
+    assert len(data) <= len(content) * 1.001 + 32
+
+
+@pytest.mark.parametrize("activations", ["a8", "a16"])
+@pytest.mark.parametrize("streams", [None, 1, 7])
+def test_prose_goes_through_the_model(activations: str, streams: int | None) -> None:
+    content = PROSE.encode()
+    data = archive(content, activations=activations, streams=streams, verify=True)
+    assert kinds(data) == [container.MODEL]
+    assert restored(data) == content
+
+
+def test_a_short_message_pays_24_bytes_at_most() -> None:
+    content = PROSE[:100].encode()
+    frames = codec._for_writing(Options(model=models.DEFAULT))[1]
+    payload = frames.encode(content, None, _silent).payload
+    data = llmzip.compress(content)
+    assert kinds(data) == [container.MODEL]
+    assert len(data) - len(payload) <= 24
+
+
+def test_several_frames_and_contexts() -> None:
+    content = (PROSE * 4).encode() + b"\xff\xfe" * 10
+    data = archive(content, frame_size=700, context=(64, 32))
+    assert len(kinds(data)) == -(-len(content) // 700)
+    assert restored(data) == content
+
+
+def test_compression_does_not_depend_on_how_content_is_written() -> None:
+    content = (PROSE * 2).encode()
+    sink = io.BytesIO()
+    writer = ArchiveWriter(sink, Options(model=str(TINY), frame_size=1000))
+    for i in range(0, len(content), 77):
+        writer.write(content[i : i + 77])
+    writer.finish()
+    assert sink.getvalue() == archive(content, frame_size=1000)
+
+
+def test_threads_do_not_change_a_byte() -> None:
+    content = (PROSE * 2).encode()
+    before = torch.get_num_threads()
+    one = archive(content)
+    try:
+        torch.set_num_threads(2)
+        assert archive(content) == one
+        assert restored(one) == content
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_the_model_does_not_help_is_stored() -> None:
+    noise = np.random.default_rng(1).bytes(200_000)
+    for content, kind in (
+        (noise, container.RAW),
+        (b"a" * 10_000_000, container.ZSTD),
+        (noise[:50_000] * 2, container.ZSTD),
+        (b"abc", container.RAW),
+    ):
+        data = archive(content)
+        assert set(kinds(data)) == {kind}
+        assert len(data) <= len(content) * 1.001 + 32
+        assert restored(data) == content
+
+
+def test_a_frame_size_boundary_inside_of_a_character() -> None:
+    content = ("漢字" * 100).encode()
+    assert restored(archive(content, frame_size=100)) == content
+
+
+# Damage
+
+
+def test_every_flip_and_every_truncation_of_an_archive() -> None:
+    """Never wrong bytes, never another exception than ours."""
+    content = PROSE[:60].encode()
+    data = archive(content)
+    assert kinds(data) == [container.MODEL]
+    for i in range(len(data)):
+        with pytest.raises(LlmzipError):
+            restored(data[:i])
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[i] ^= 1 << bit
+            with contextlib.suppress(LlmzipError):
+                assert restored(bytes(damaged)) == content
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_cuts_insertions_and_exchanges(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    content = PROSE[:300].encode()
+    data = bytearray(archive(content, frame_size=100))
+    start, stop = sorted(generator.integers(0, len(data), 2).tolist())
+    way = seed % 3
+    if way == 0:
+        del data[start : stop + 1]
+    elif way == 1:
+        data[start:start] = generator.bytes(5)
+    else:
+        data[start:start] = data[start : stop + 1]
+    with contextlib.suppress(LlmzipError):
+        assert restored(bytes(data)) == content
+
+
+def test_an_archive_that_asks_for_too_much_memory_is_refused() -> None:
+    """64 million streams: refused by arithmetic, before anything is allocated."""
+    sink = io.BytesIO()
+    header, _ = codec._for_writing(Options(model=str(TINY)))
+    writer = container.Writer(sink, header)
+    n = container.FRAME_LIMIT
+    content = bytes(n)
+    writer.write(container.Frame(container.MODEL, n, b"1234", n, n, last=True), content)
+    with pytest.raises(UnsupportedArchive, match="the limit is"):
+        restored(sink.getvalue())
+
+
+def test_a_zstd_bomb_stays_inside_the_frames_length() -> None:
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
+    sink = io.BytesIO()
+    writer = container.Writer(sink, None)
+    frame = container.Frame(container.ZSTD, len(bomb), bomb, last=True)
+    writer.write(frame, bytes(len(bomb)))
+    with pytest.raises(CorruptArchive, match="content check"):
+        restored(sink.getvalue())
+
+
+# Models
+
+
+def test_the_wrong_model_is_refused_before_decoding() -> None:
+    data = archive(PROSE.encode())
+    with pytest.raises(WrongModel, match="digest"):
+        llmzip.decompress(data, model="first")
+    with pytest.raises(WrongModel, match="needs the model 'tiny'"):
+        llmzip.decompress(data)
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    data = bytearray(archive(PROSE.encode()))
+    data[6] = 99
+    with pytest.raises(UnsupportedArchive, match="profile 99"):
+        restored(bytes(data))
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(WrongModel, match="no model 'nowhere'"):
+        llmzip.compress(PROSE.encode(), model="nowhere")
+
+
+def test_stored_archives_need_no_model() -> None:
+    data = llmzip.compress(b"\0" * 5000, model=str(TINY))
+    assert llmzip.decompress(data) == b"\0" * 5000
+
+
+def test_verification_notices_a_frame_that_does_not_decode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FrameCodec, "decode", lambda *_: b"something else")
+    with pytest.raises(LlmzipError, match="verification failed"):
+        archive(PROSE.encode(), verify=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"streams": 0}, "0 streams"), ({"frame_size": 0}, "0 bytes"), ({"activations": "a4"}, "a4")],
+)
+def test_impossible_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(LlmzipError, match=message):
+        Options(**options)  # type: ignore[arg-type]
+
+
+def test_a_reader_gives_no_frame_before_it_is_verified() -> None:
+    data = bytearray(archive(PROSE.encode() * 2, frame_size=1000))
+    data[-60] ^= 1  # in the second frame
+    reader = iter(ArchiveReader(io.BytesIO(data), Options(model=str(TINY))))
+    assert next(reader) == (PROSE.encode() * 2)[:1000]
+    with pytest.raises(LlmzipError):
+        list(reader)
+
+
+def test_estimates_are_near_to_what_coding_costs(table_codec: FrameCodec) -> None:
+    content = PROSE.encode()
+    payload = table_codec.encode(content, 1, _silent).payload
+    estimate = table_codec.bits_per_byte([content])
+    assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.01)

@@ -1,0 +1,127 @@
+"""Folders and names → model files; unsafe and incomplete ones are refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+from llmzip import models
+from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.models.store import save_int8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_embedded_models_load_without_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setattr(socket, "socket", None)
+    files = models.load(name)
+    assert files.digest.hex() == models.expected(name)["digest"]
+    assert models.embedded_with_digest(files.digest[:6]) == name
+    assert files.quantised
+
+
+def test_the_digest_is_that_of_the_content_not_of_its_spelling(folder: Path) -> None:
+    original = models.load(str(folder)).digest
+    for name in ("config.json", "tokenizer.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers_version"] = "9"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert models.load(str(folder)).digest == original
+
+
+@pytest.mark.parametrize("what", ["config", "tokenizer", "weights"])
+def test_the_digest_changes_with_the_content(folder: Path, what: str) -> None:
+    original = models.load(str(folder)).digest
+    if what == "weights":
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"][3] += 1e-3
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        path = folder / f"{what}.json"
+        content = json.loads(path.read_text())
+        content["changed"] = 1
+        path.write_text(json.dumps(content))
+    assert models.load(str(folder)).digest != original
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel, match="pickled weights, which can run code"):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_missing_files_are_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UnsupportedModel, match=name):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1, 2]", b"[" * 100_000])
+def test_broken_files_are_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(UnsupportedModel, match=name):
+        models.load(str(folder))
+
+
+def test_an_index_cannot_reach_outside_of_its_folder(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedModel, match="outside of its folder"):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["", "no-such-model", "./no-such-folder", "a/b/c", "../x"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(WrongModel, match="no model"):
+        models.load(name)
+
+
+def test_a_hub_id_without_network_or_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WrongModel, match="neither in the local cache nor could it be fetched"):
+        models.load("owner/model")
+
+
+def test_a_hub_id_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(TINY))
+    assert models.load("owner/model").digest == models.load(str(TINY)).digest
+
+
+@pytest.mark.parametrize(
+    ("config", "bos"),
+    [
+        ({"bos_token_id": 5, "eos_token_id": 6}, 5),
+        ({"bos_token_id": None, "eos_token_id": [7, 8]}, 7),
+        ({"bos_token_id": 10_000, "eos_token_id": None}, 0),
+        ({"bos_token_id": None}, 0),
+    ],
+)
+def test_what_contexts_begin_with(config: dict[str, object], bos: int) -> None:
+    files = models.ModelFiles("m", {"vocab_size": 512, **config}, {}, b"", b"")
+    assert files.bos == bos
+
+
+def test_what_is_in_int8_is_not_quantised_again(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="int8 already"):
+        save_int8(str(TINY), tmp_path)
