@@ -88,7 +88,7 @@ def circumstances(options: Options) -> dict[str, Any]:
     from llmzip import models
 
     name = options.model or models.DEFAULT
-    packages = ("llmzip", "torch", "tokenizers", "constriction", "numpy", "zstandard")
+    packages = ("torch", "tokenizers", "constriction", "numpy", "zstandard")
     return {
         "command": "llmzip " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:]),
         "commit": _commit(),
@@ -101,6 +101,7 @@ def circumstances(options: Options) -> dict[str, Any]:
             "system": platform.system(),
         },
         "versions": {
+            "llmzip": llmzip.__version__,
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },

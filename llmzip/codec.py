@@ -116,11 +116,12 @@ class FrameCodec:
         encoder = Encoder()
         turn = _Put(encoder)
         report = _Share(progress, len(content), len(table))
-        for step, rows, row, columns, column in self._scored(table):
-            n = last if step == len(table) - 1 else streams
-            turn.known = [column[:n], row[:n]]
-            _code_step(turn, rows[:n], lambda _, c=columns[:n]: c)  # type: ignore[misc]
-            report.done(step + 1)
+        with self.predictor.threads(len(ids)):
+            for step, rows, row, columns, column in self._scored(table):
+                n = last if step == len(table) - 1 else streams
+                turn.known = [column[:n], row[:n]]
+                _code_step(turn, rows[:n], lambda _, c=columns[:n]: c)  # type: ignore[misc]
+                report.done(step + 1)
         payload = encoder.words()
         return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
 
@@ -133,10 +134,8 @@ class FrameCodec:
 
         steps = -(-frame.tokens // frame.streams)
         last = frame.tokens - (steps - 1) * frame.streams
-        if last < 1:
-            raise CorruptArchive("a stream of a frame has no tokens")
         memory = self.predictor.memory(frame.streams, steps)
-        if memory > MEMORY_LIMIT:
+        if frame.streams > 1 and memory > MEMORY_LIMIT:
             raise UnsupportedArchive(
                 f"{frame.streams} streams at once need {memory >> 20} MiB; "
                 f"the limit is {MEMORY_LIMIT >> 20} MiB"
@@ -145,22 +144,24 @@ class FrameCodec:
         decoder = Decoder(frame.payload)
         turn = _Get(decoder)
         report = _Share(progress, frame.content_length, steps)
-        run = self.predictor.run(frame.streams, steps)
-        logits = run.first()
-        for step in range(steps):
-            if step:
-                logits = run.step(torch.from_numpy(self._shown(table[step - 1])))
-            n = last if step == steps - 1 else frame.streams
-            weights = self.layout.weights(logits[:n])
-            row, column = _code_step(
-                turn,
-                frequencies.row_sums(weights).cpu().numpy(),
-                lambda row, w=weights: _columns(w, row),  # type: ignore[misc]
-            )
-            table[step, :n] = row * self.layout.columns + column
-            if int(table[step, :n].max()) >= self.layout.size:
-                raise CorruptArchive("the archive holds a token beyond the vocabulary")
-            report.done(step + 1)
+        with self.predictor.threads(frame.streams):
+            run = self.predictor.run(frame.streams, steps)
+            for step in range(steps):
+                if step:
+                    logits = run.step(torch.from_numpy(self._shown(table[step - 1])))
+                else:
+                    logits = run.first()
+                n = last if step == steps - 1 else frame.streams
+                weights = self.layout.weights(logits[:n])
+                row, column = _code_step(
+                    turn,
+                    frequencies.row_sums(weights).cpu().numpy(),
+                    lambda row, w=weights: _columns(w, row),  # type: ignore[misc]
+                )
+                table[step, :n] = row * self.layout.columns + column
+                if int(table[step, :n].max()) >= self.layout.size:
+                    raise CorruptArchive("the archive holds a token beyond the vocabulary")
+                report.done(step + 1)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
 
@@ -172,7 +173,7 @@ class FrameCodec:
         if streams is None:
             streams = min(MOST_STREAMS, tokens // STREAM_TOKENS)
         streams = max(1, min(streams, tokens))
-        while self.predictor.memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
+        while streams > 1 and self.predictor.memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
             streams //= 2
         return streams
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from llmzip import __version__
+
 PROBE = (
     "Call me Ishmael. 道可道，非常道。 for (int i = 0; i < n; ++i) sum += a[i];\n"
     '{"id": 17, "name": "Zoë", "ok": true}\t2026-01-31T23:59:59Z ERROR 404\r\n'
@@ -64,7 +66,10 @@ def examine(device: str = "cpu") -> dict[str, Any]:
     except (RuntimeError, AssertionError) as error:
         raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
     return {
-        "versions": {name: importlib.metadata.version(name) for name in ("llmzip", *_PACKAGES)},
+        "versions": {
+            "llmzip": __version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
         "machine": f"{platform.system()} {platform.machine()}",
         "device": device,
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -6,6 +6,7 @@ Both give the same bits, for any number of streams. Knows nothing of tokenizers 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +17,10 @@ from llmzip.errors import UnsupportedModel
 from llmzip.exact import ops
 from llmzip.exact.attention import KeyValueCache
 from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.exact.threads import threads_that_pay
 from llmzip.models import ModelFiles
 
-_FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
+FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
 _LONGEST_WINDOW = 2048  # of full attention, whose cost grows with it
 _SLIDING_RESTART = 32768  # sliding attention: positions stay below this
@@ -64,6 +66,9 @@ class Predictor(Protocol):
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run holds at a time, about."""
 
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Within: as many threads as pay for `rows` tokens at a time."""
+
 
 class ExactPredictor:
     """An exact model over restarting windows."""
@@ -81,6 +86,9 @@ class ExactPredictor:
         cache = kept * a.layers * a.kv_heads * (a.head_dim + 1) * 2 * 4
         # a step's logits and weights, and the widest activations, several times over
         return streams * (cache + 16 * (a.vocab_size + 4 * (a.hidden_size + a.intermediate_size)))
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        return threads_that_pay(rows, self.model.architecture.hidden_size)
 
 
 def default_context(files: ModelFiles) -> Context:
@@ -139,7 +147,7 @@ class _ExactRun:
 
     def _catch_up(self) -> Tensor:
         """Feed the waiting tokens in blocks → hidden state of the last, [S, 1, H]."""
-        block = max(1, _FORWARD_ROWS // self._streams)
+        block = max(1, FORWARD_ROWS // self._streams)
         for ids in torch.split(self._waiting, block, 1):
             hidden = self._feed(ids)
         return hidden[:, -1:]
@@ -159,7 +167,7 @@ class _ExactRun:
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
         ids = ids.to(self._device)
-        context, block = self._p.context, max(1, _FORWARD_ROWS // self._streams)
+        context, block = self._p.context, max(1, FORWARD_ROWS // self._streams)
         done = 0  # tokens whose logits are given
         while done < ids.shape[1]:
             if done:
@@ -193,6 +201,9 @@ class TablePredictor:
 
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class _TableRun:

@@ -1,0 +1,37 @@
+"""What the golden archives are made of: name → (content, options)."""
+
+from __future__ import annotations
+
+import io
+
+from conftest import AWKWARD, PROSE, TINY
+
+from llmzip import ArchiveWriter, Options
+
+_MIXED = b"\n".join(content for name, content in AWKWARD.items() if name != "all bytes")
+
+CASES: dict[str, tuple[bytes, Options]] = {
+    "empty": (b"", Options(model=str(TINY))),
+    "raw": (bytes(range(256)), Options(model=str(TINY))),
+    "zstd": (b"again and again, " * 500, Options(model=str(TINY))),
+    "a8": (PROSE.encode(), Options(model=str(TINY), activations="a8")),
+    "a16": (PROSE.encode(), Options(model=str(TINY), activations="a16", streams=3)),
+    "restarts": (
+        (PROSE + PROSE[::-1]).encode(),
+        Options(model=str(TINY), context=(64, 32), streams=2),
+    ),
+    "frames": (
+        PROSE.encode() * 2 + bytes(range(256)) + b"x" * 400,
+        Options(model=str(TINY), frame_size=400),
+    ),
+    "awkward": (_MIXED + PROSE.encode(), Options(model=str(TINY))),
+}
+
+
+def archive(name: str) -> bytes:
+    content, options = CASES[name]
+    sink = io.BytesIO()
+    writer = ArchiveWriter(sink, options)
+    writer.write(content)
+    writer.finish()
+    return sink.getvalue()
