@@ -8,20 +8,23 @@ import re
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # no tomllib: let a fresh environment decide
-    sys.exit(1)
-import tomllib
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 
 root = Path(__file__).parent.parent
 project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
 needed = list(project["dependencies"])
 if len(sys.argv) > 1 and sys.argv[1]:
     needed += project["optional-dependencies"][sys.argv[1]]
-pins = dict(
-    line.split(";")[0].strip().split("==")
-    for line in (root / "constraints.txt").read_text().splitlines()
-    if "==" in line and 'python_version < "3.11"' not in line
-)
+pins = {}
+for line in (root / "constraints.txt").read_text().splitlines():
+    pin, _, marker = line.partition(";")
+    for_old = "<" in marker
+    if "==" in pin and (not marker or for_old == (sys.version_info < (3, 11))):
+        name, version = pin.strip().split("==")
+        pins[name] = version
 for requirement in needed:
     name = re.split(r"[<>=!~ ]", requirement)[0]
     try:

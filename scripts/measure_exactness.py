@@ -47,13 +47,13 @@ def main() -> None:
         spent = {"float32": 0.0, "a8": 0.0, "a16": 0.0}
         seen = torch.nn.functional.pad(ids, (1, 0), value=files.bos)[:, :-1]
         with torch.inference_mode():
-            for part, known in zip(seen.split(32), ids.split(32), strict=True):
+            for part, known in zip(torch.split(seen, 32), torch.split(ids, 32), strict=True):
                 spent["float32"] += bits(reference(part).logits.flatten(0, 1), known.flatten())
         for activations in ("a8", "a16"):
             model = predictor.build(
                 files, activations=activations, context=predictor.Context(window, 0)
             )
-            for known in ids.split(32):
+            for known in torch.split(ids, 32):
                 step = 0
                 for chunk in model.run(*known.shape).score(known):
                     part = known.T[step : step + len(chunk)]
