@@ -134,6 +134,8 @@ def _hidden_keys(count: int, keys: int, window: int | None, device: torch.device
 
 def _visible_maximum(scale: Tensor, count: int, window: int | None) -> Tensor:
     """Of scales [S, G, n]: the largest among the keys that each of the last T queries sees."""
+    if count == 1:  # the cache gives a single query no key but those it sees
+        return scale.amax(-1, keepdim=True)
     if window is None:
         return scale.cummax(-1).values[..., -count:]
     padded = torch.nn.functional.pad(scale, (max(0, window - 1 + count - scale.shape[-1]), 0))
