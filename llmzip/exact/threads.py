@@ -13,16 +13,17 @@ from collections.abc import Iterator
 import torch
 
 _ROUNDS = 6
+_WORSE = 1.5  # threads that disturb each other are slower by far more than this
 
 
 @contextlib.contextmanager
 def threads_that_pay(rows: int, width: int) -> Iterator[None]:
-    """Within: one thread, if layers of `width` over `rows` tokens are not faster by more."""
+    """Within: one thread, if several make layers of `width` over `rows` tokens much slower."""
     before = torch.get_num_threads()
     if before > 1:
         many = _seconds(rows, width)
         torch.set_num_threads(1)
-        if _seconds(rows, width) > many:
+        if _seconds(rows, width) * _WORSE > many:
             torch.set_num_threads(before)
     try:
         yield

@@ -1,0 +1,6 @@
+"""Corpus → model: tokenizer, packing, training, quantisation-aware finish, evaluation.
+
+`config` → `data` → `model` → `optim` → `loop` → `evaluate`; each imports only what stands before
+it. Nobody imports this but the command line and scripts. The result is a folder in Hugging Face
+format that `--model` takes.
+"""

@@ -1,0 +1,72 @@
+"""A TOML file → what a training run is: the model's shape, the mix of texts, the schedule."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llmzip.errors import LlmzipError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Lengths in tokens, sizes in bytes, rates per step."""
+
+    name: str
+    mix: dict[str, float]  # category → share of the bytes; categories of share 0 are left out
+
+    vocab_size: int = 8192
+    hidden_size: int = 192
+    layers: int = 5
+    heads: int = 6
+    kv_heads: int = 2
+    intermediate_size: int = 512
+    window: int = 512  # sliding attention
+
+    sequence: int = 1024  # a multiple of the window
+    batch: int = 4  # sequences a step and process
+    corpus_bytes: int = 120_000_000  # of text to pack
+    tokenizer_bytes: int = 25_000_000  # of text to train the tokenizer on
+    longest_excerpt: int = 200_000  # bytes taken of one document, so that the mix stays mixed
+
+    matrix_rate: float = 0.006  # Muon, of the matrices inside
+    other_rate: float = 0.004  # AdamW, of embeddings and norms
+    warmup_steps: int = 50
+    decay_share: float = 0.3  # of the time budget, at its end
+    seed: int = 1
+    compile: bool = False  # torch.compile, for GPUs
+
+    def __post_init__(self) -> None:
+        if self.sequence % self.window:
+            raise LlmzipError(f"sequence {self.sequence} is no multiple of window {self.window}")
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise LlmzipError(
+                f"hidden_size {self.hidden_size}, heads {self.heads} and kv_heads "
+                f"{self.kv_heads} do not divide each other"
+            )
+        if not any(self.mix.values()) or min(self.mix.values()) < 0:
+            raise LlmzipError("the mix has no category with a positive share")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load(path: Path) -> Config:
+    """Raises LlmzipError for a file that is no configuration."""
+    try:
+        tomllib = importlib.import_module("tomllib")
+    except ModuleNotFoundError:
+        raise LlmzipError("reading a configuration needs Python 3.11 or newer") from None
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LlmzipError(f"{path} cannot be read: {error}") from None
+    known = {field.name for field in fields(Config)}
+    if unknown := set(content) - known:
+        raise LlmzipError(f"{path} has unknown settings: {', '.join(sorted(unknown))}")
+    try:
+        return Config(**{"name": path.stem, **content})
+    except TypeError as error:
+        raise LlmzipError(f"{path}: {error}") from None

@@ -1,0 +1,150 @@
+"""Texts → tokenizer.json and packed tokens, uint16 with BOS before each document.
+
+A corpus is a folder of `<category>.txt.zst` files, documents each followed by a NUL byte, or of
+plain text files, each a document of the category that its stem names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from llmzip.errors import LlmzipError
+from llmzip.train.config import Config
+
+BOS = "<|bos|>"
+# words with a leading space or mark, digits in pairs, runs of marks, line ends with indentation
+_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LONG_WINDOW = 1 << 27
+_TOKENIZER_EXCERPT = 20_000  # characters of a document that the tokenizer is trained on
+
+
+def manifest_digest(corpus: Path) -> str:
+    """BLAKE2b of names and sizes of the corpus's files, and of its MANIFEST.tsv if there is one."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for path in sorted(corpus.iterdir()):
+        hasher.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if path.name == "MANIFEST.tsv":
+            hasher.update(path.read_bytes())
+    return hasher.hexdigest()
+
+
+def _documents(path: Path) -> list[bytes]:
+    if path.suffix == ".zst":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_LONG_WINDOW)
+        with path.open("rb") as file:
+            content = decompressor.stream_reader(file).read()
+        return [document for document in content.split(b"\0") if document]
+    return [path.read_bytes()]
+
+
+def _category(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def sample(corpus: Path, config: Config) -> list[str]:
+    """Documents in random order, categories in the shares of the mix, the same for a seed."""
+    chance = random.Random(config.seed)
+    total = sum(config.mix.values())
+    files: dict[str, list[Path]] = {}
+    for path in sorted(corpus.iterdir()):
+        files.setdefault(_category(path), []).append(path)
+    chosen: list[str] = []
+    for category, share in config.mix.items():
+        if not share:
+            continue
+        if category not in files:
+            raise LlmzipError(f"{corpus} has no file of the category {category!r}")
+        documents = [d for path in files[category] for d in _documents(path)]
+        chance.shuffle(documents)
+        wanted = config.corpus_bytes * share / total
+        for document in documents:
+            if wanted <= 0:
+                break
+            if len(document) > config.longest_excerpt:
+                start = chance.randrange(len(document) - config.longest_excerpt)
+                document = document[start : start + config.longest_excerpt]
+            chosen.append(document.decode("utf-8", "ignore"))
+            wanted -= len(document)
+    chance.shuffle(chosen)
+    return chosen
+
+
+def train_tokenizer(documents: list[str], config: Config) -> Tokenizer:
+    """Byte-level BPE without normaliser: every byte string has a spelling."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+
+    def excerpts() -> Iterator[str]:
+        left = config.tokenizer_bytes
+        for document in documents:
+            if left <= 0:
+                return
+            yield document[:_TOKENIZER_EXCERPT]
+            left -= len(document[:_TOKENIZER_EXCERPT].encode())
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[BOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+        max_token_length=16,
+    )
+    tokenizer.train_from_iterator(excerpts(), trainer)
+    return tokenizer
+
+
+def pack(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """(uint16 tokens of all documents, BOS before each; bytes of text in them)."""
+    parts, size = [], 0
+    for start in tqdm(range(0, len(documents), 256), desc="packing", unit="batch", disable=None):
+        batch = documents[start : start + 256]
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            parts.append(np.array([0, *encoding.ids], dtype=np.uint16))
+        size += sum(len(document.encode()) for document in batch)
+    return np.concatenate(parts), size
+
+
+def prepare(corpus: Path, work: Path, config: Config) -> None:
+    """Write tokenizer.json, tokens.npy and bytes.txt to `work`, unless they are there."""
+    if (work / "bytes.txt").exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    documents = sample(corpus, config)
+    tokenizer = train_tokenizer(documents, config)
+    tokens, size = pack(documents, tokenizer)
+    tokenizer.save(str(work / "tokenizer.json"), pretty=False)
+    np.save(work / "tokens.npy", tokens)
+    (work / "bytes.txt").write_text(f"{size}\n")
+
+
+def batches(work: Path, config: Config, step: int, rank: int, ranks: int) -> np.ndarray:
+    """The sequences of one step and process, int64 [batch, sequence]; a function of the seed and
+    the step alone, so that a resumed run sees what an uninterrupted one would."""
+    tokens = np.load(work / "tokens.npy", mmap_mode="r")
+    count = len(tokens) // config.sequence
+    if count < 1:
+        raise LlmzipError(f"{len(tokens)} tokens are less than a sequence of {config.sequence}")
+    first = (step * ranks + rank) * config.batch
+    rows = []
+    for i in range(first, first + config.batch):
+        order = np.random.default_rng([config.seed, i // count]).permutation(count)
+        start = int(order[i % count]) * config.sequence
+        rows.append(tokens[start : start + config.sequence].astype(np.int64))
+    return np.stack(rows)

@@ -1,0 +1,175 @@
+"""Packed tokens → trained weights: warm-up, stable and decay phases by a budget of time.
+
+Resumable: a checkpoint holds weights, optimiser states, step and seconds; batches depend on the
+step alone. One process or several, CPU or GPU, by accelerate.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import MistralForCausalLM
+
+from llmzip.train import data, model, optim
+from llmzip.train.config import Config
+
+_SAVE_SECONDS = 300
+_LOG_STEPS = 25
+PHASES = ("stable", "decay", "all")
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan  # nats a token, averaged over about 50 steps
+
+
+def train(
+    config: Config,
+    work: Path,
+    budget: float,
+    *,
+    phase: str = "all",
+    resume: bool = False,
+    log: Path | None = None,
+    max_steps: int | None = None,
+) -> tuple[MistralForCausalLM, Progress]:
+    """Train for `budget` seconds (of this call) on what `data.prepare` left in `work`.
+
+    `stable` holds the rate, `decay` lets it fall to nothing with quantisation switched on, `all`
+    does one after the other, in the shares that the config gives. Checkpoints and the loss curve
+    go to `work` (or `log`).
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    network = model.build(config)
+    optimisers = optim.optimisers(network, config)
+    progress = Progress()
+    checkpoint = work / "checkpoint.safetensors"
+    if resume and checkpoint.exists():
+        progress = _load(checkpoint, network, optimisers)
+    network, *optimisers = accelerator.prepare(network, *optimisers)
+    plain: MistralForCausalLM = accelerator.unwrap_model(network)
+    compiled = torch.compile(network) if config.compile else network
+    nats_to_bits = _bits_per_byte(work)
+    decay_from = {"stable": 1.0, "decay": 0.0, "all": 1 - config.decay_share}[phase]
+    first_step, saved, start = progress.step, time.time(), time.time()
+    before, quantised = progress.seconds, False
+    log = log or work / "loss.jsonl"
+    main = accelerator.is_main_process
+    bar = tqdm(total=round(budget), unit="s", desc=config.name, disable=None if main else True)
+    while True:
+        spent = (time.time() - start) / budget
+        steps = progress.step - first_step
+        if steps >= max_steps if max_steps is not None else spent >= 1:
+            break
+        if max_steps is not None:  # tests: by steps, which are the same on every machine
+            spent = steps / max_steps
+        if spent >= decay_from and not quantised:
+            if main:
+                _save(work / "stable.safetensors", plain, optimisers, progress)
+            model.quantise_linears(plain)
+            quantised = True
+        falling = 1.0 if spent < decay_from else max(0.01, (1 - spent) / (1 - decay_from))
+        optim.set_rates(
+            optimisers, config, falling * min(1, (progress.step + 1) / config.warmup_steps)
+        )
+        rows = data.batches(
+            work, config, progress.step, accelerator.process_index, accelerator.num_processes
+        )
+        ids = torch.from_numpy(rows).to(accelerator.device)
+        with accelerator.autocast():
+            loss = compiled(ids, labels=ids).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.tokens += rows.size * accelerator.num_processes
+        progress.seconds = before + time.time() - start
+        if main and progress.step % _LOG_STEPS == 0:
+            value = loss.item()  # waits for the device, so not at every step
+            progress.loss = (
+                value if math.isnan(progress.loss) else 0.7 * progress.loss + 0.3 * value
+            )
+            bits = progress.loss * nats_to_bits
+            _append(log, progress, bits, falling)
+            bar.set_postfix(bits_per_byte=f"{bits:.3f}", tokens=f"{progress.tokens / 1e6:.1f}M")
+            bar.n = min(bar.total, round(time.time() - start))
+            bar.refresh()
+            if time.time() - saved > _SAVE_SECONDS:
+                _save(checkpoint, plain, optimisers, progress)
+                saved = time.time()
+    bar.close()
+    if main:
+        _save(checkpoint, plain, optimisers, progress)
+    return plain, progress
+
+
+def _bits_per_byte(work: Path) -> float:
+    """From nats a token to bits a byte, in the mean over the packed text."""
+    import numpy as np
+
+    tokens = len(np.load(work / "tokens.npy", mmap_mode="r"))
+    return tokens / float((work / "bytes.txt").read_text()) / math.log(2)
+
+
+def _append(log: Path, progress: Progress, bits: float, falling: float) -> None:
+    entry = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "loss": round(progress.loss, 4),
+        "bits_per_byte": round(bits, 4),
+        "rate": round(falling, 4),
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _save(
+    path: Path,
+    network: MistralForCausalLM,
+    optimisers: list[torch.optim.Optimizer],
+    progress: Progress,
+) -> None:
+    tensors = {f"model.{name}": p.detach().cpu() for name, p in network.named_parameters()}
+    tensors |= {f"optimiser.{name}": t.cpu() for name, t in optim.state(optimisers).items()}
+    metadata = {key: repr(value) for key, value in vars(progress).items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def _load(
+    path: Path, network: MistralForCausalLM, optimisers: list[torch.optim.Optimizer]
+) -> Progress:
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    prefix = "optimiser."
+    states = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    optim.restore(optimisers, states)
+    with safe_open(path, "pt") as file:
+        saved = file.metadata()
+    return Progress(
+        step=int(saved["step"]),
+        tokens=int(saved["tokens"]),
+        seconds=float(saved["seconds"]),
+        loss=float(saved["loss"]),
+    )

@@ -1,0 +1,175 @@
+"""A model is trained, resumed, exported, loaded and used, all in miniature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from conftest import PROSE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llmzip
+from llmzip.errors import LlmzipError
+from llmzip.exact.llama import Architecture
+from llmzip.train import config as configuration
+from llmzip.train import data, loop, model, optim, run
+from llmzip.train.config import Config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "scripts" / "configs").glob("*.toml"))
+TINY = Config(
+    name="tiny",
+    mix={"en": 3.0, "code": 1.0, "logs": 0.0},
+    vocab_size=300,
+    hidden_size=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    intermediate_size=64,
+    window=16,
+    sequence=32,
+    batch=4,
+    corpus_bytes=20_000,
+    warmup_steps=3,
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    documents = [f"{i}. {PROSE[i * 10 :]}".encode() for i in range(40)]
+    packed = zstandard.ZstdCompressor().compress(b"\0".join(documents) + b"\0")
+    (folder / "en.txt.zst").write_bytes(packed)
+    (folder / "code.txt").write_text("for (int i = 0; i < n; ++i)\n\tsum += a[i];\n" * 50)
+    (folder / "logs.txt").write_text("SECRET " * 100)
+    return folder
+
+
+@pytest.fixture
+def work(corpus: Path, tmp_path: Path) -> Path:
+    data.prepare(corpus, tmp_path / "work", TINY)
+    return tmp_path / "work"
+
+
+def test_every_config_has_an_exact_form_and_keeps_its_size() -> None:
+    limits = {"nano": 1e6, "small": 4e6, "base": 12e6, "large": 34e6}
+    assert {path.stem for path in CONFIGS} == set(limits)
+    for path in CONFIGS:
+        config = configuration.load(path)
+        assert config.mix["logs"] == 0
+        with torch.device("meta"):
+            network = model.build(config)
+        Architecture.from_config(network.config.to_dict())
+        # int8 and a scale a row; tokenizers of this kind take some 35 bytes an id
+        size = sum(p.numel() + 4 * p.shape[0] for p in network.parameters())
+        assert size + 35 * config.vocab_size < limits[path.stem]
+
+
+def test_texts_are_packed_with_bos_and_without_excluded_categories(work: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokens = np.load(work / "tokens.npy")
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    assert tokens.dtype == np.uint16
+    assert tokens[0] == 0
+    text = tokenizer.decode(tokens.tolist())
+    assert "single man" in text
+    assert "sum += a[i]" in text
+    assert "SECRET" not in text
+
+
+def test_batches_depend_on_seed_and_step_alone(work: Path) -> None:
+    one = data.batches(work, TINY, 5, 0, 1)
+    assert one.shape == (4, 32)
+    assert np.array_equal(one, data.batches(work, TINY, 5, 0, 1))
+    pair = [data.batches(work, TINY, 2, rank, 2) for rank in (0, 1)]
+    single = [data.batches(work, TINY, step, 0, 1) for step in (4, 5)]
+    assert np.array_equal(np.concatenate(pair), np.concatenate(single))
+
+
+def test_banded_attention_is_sliding_attention(tmp_path: Path) -> None:
+    network = model.build(TINY).eval()
+    network.save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ids = torch.randint(0, 300, (2, 96), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        banded, expected = network(ids).logits, reference.eval()(ids).logits
+    assert torch.allclose(banded, expected, atol=1e-4)
+
+
+def test_muon_orthogonalises() -> None:
+    x = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(1))
+    for matrices in (x, x.mT):
+        singular = torch.linalg.svdvals(optim.orthogonalise(matrices))
+        assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.4
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(work: Path, tmp_path: Path) -> None:
+    whole, _ = loop.train(TINY, work, 1, phase="stable", max_steps=8)
+    loop.train(TINY, work, 1, phase="stable", max_steps=5)
+    resumed, progress = loop.train(TINY, work, 1, phase="stable", max_steps=3, resume=True)
+    assert progress.step == 8
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_finish_trains_what_exact_inference_computes(work: Path) -> None:
+    network, _ = loop.train(TINY, work, 1, phase="stable", max_steps=30)
+    ids = torch.from_numpy(data.batches(work, TINY, 50, 0, 1))
+    with torch.no_grad():
+        plain = network(ids).logits
+        model.quantise_linears(network)
+        rounded = network(ids).logits
+    difference = (plain - rounded).pow(2).mean().sqrt() / plain.std()
+    assert 0 < float(difference) < 0.1
+
+
+def test_the_whole_way(corpus: Path, tmp_path: Path) -> None:
+    """Config and corpus → folder → archive, and what the training was good for."""
+    config = tmp_path / "mini.toml"
+    lines = [f"{k} = {v}" for k, v in TINY.as_dict().items() if isinstance(v, (int, float))]
+    lines = [line.replace("True", "true").replace("False", "false") for line in lines]
+    mix = [f"{k} = {v}" for k, v in TINY.mix.items()]
+    config.write_text("\n".join([*lines, "[mix]", *mix]))
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    (dev / "prose.txt").write_text(PROSE[::-1] + PROSE)
+    arguments = ["--config", config, "--corpus", corpus, "--work", tmp_path / "w", "--dev", dev]
+    arguments += ["--budget", "4s", "--out", tmp_path / "model", "--results", tmp_path / "results"]
+    assert run.main([str(a) for a in arguments]) == 0
+
+    report = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert report["config"]["name"] == "mini"
+    cost = report["dev"]["prose.txt"]["a8"] / report["dev"]["prose.txt"]["float32"]
+    assert 0.99 < cost < 1.02
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("Mr. Bennet  replied").input_ids) == "Mr. Bennet  replied"
+    content = PROSE.encode()
+    archive = llmzip.compress(content, model=str(tmp_path / "model"))
+    assert llmzip.decompress(archive, model=str(tmp_path / "model")) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("vocab_size = 300", "mix"),
+        ("depth = 3\n[mix]\na = 1", "unknown settings: depth"),
+        ("sequence = 100\n[mix]\na = 1", "no multiple"),
+        ("[mix]\na = 0", "positive share"),
+        ("not toml", "cannot be read"),
+    ],
+)
+def test_configs_that_make_no_sense(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(content)
+    with pytest.raises(LlmzipError, match=message):
+        configuration.load(path)
+
+
+def test_a_category_that_is_missing_is_named(corpus: Path) -> None:
+    with pytest.raises(LlmzipError, match="category 'poems'"):
+        data.sample(corpus, Config(name="x", mix={"poems": 1.0}))
