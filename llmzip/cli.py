@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
     sub.add_argument("--out", type=Path, default=Path("results/bench.json"), metavar="FILE",
                      help="JSON to write (default: results/bench.json)")  # fmt: skip
+
+    sub = command("train", _train, "fine-tune a model on texts of your own")
+    sub.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="files and folders")
+    sub.add_argument("-o", "--output", required=True, type=Path, metavar="DIR",
+                     help="folder for the model, which --model then takes")  # fmt: skip
+    sub.add_argument("--from", dest="base", metavar="M", help="model to begin with "
+                     "(default: the embedded one)")  # fmt: skip
+    sub.add_argument("--minutes", type=float, default=10, metavar="N", help="time to train")
     return parser
 
 
@@ -366,6 +374,17 @@ def _bench(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {arguments.out}", file=sys.stderr)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from llmzip import models
+    from llmzip.train import domain
+
+    for path in arguments.texts:
+        path.stat()
+    base = arguments.base or models.DEFAULT
+    report = domain.train(arguments.texts, arguments.output, base, 60 * arguments.minutes)
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import torch
 import zstandard
 from conftest import PROSE
+from conftest import TINY as TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmzip
 from llmzip.errors import LlmzipError
 from llmzip.exact.llama import Architecture
 from llmzip.train import config as configuration
-from llmzip.train import data, loop, model, optim, run
+from llmzip.train import data, domain, loop, model, optim, run
 from llmzip.train.config import Config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "scripts" / "configs").glob("*.toml"))
@@ -151,6 +153,33 @@ def test_the_whole_way(corpus: Path, tmp_path: Path) -> None:
     content = PROSE.encode()
     archive = llmzip.compress(content, model=str(tmp_path / "model"))
     assert llmzip.decompress(archive, model=str(tmp_path / "model")) == content
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_a_model_learns_a_domain(sliding: bool, tmp_path: Path) -> None:
+    """`llmzip train`: from int8 weights, and what was held out costs fewer bits afterwards."""
+    base = Path(shutil.copytree(TINY_MODEL, tmp_path / "base"))
+    if sliding:
+        path = base / "config.json"
+        settings = {**json.loads(path.read_text()), "model_type": "mistral", "sliding_window": 64}
+        path.write_text(json.dumps(settings))
+    lines = [f"host-{i % 17} sshd[{i}]: accepted key for user{i % 5}\n" for i in range(30_000)]
+    (tmp_path / "log").write_text("".join(lines))
+    report = domain.train([tmp_path / "log"], tmp_path / "new", str(base), 1, max_steps=25)
+    assert report["bits_per_byte_after"] < 0.7 * report["bits_per_byte_before"]
+    content = "".join(lines[:100]).encode()
+    sizes = []
+    for model_folder in (base, tmp_path / "new"):
+        archive = llmzip.compress(content, model=str(model_folder))
+        assert llmzip.decompress(archive, model=str(model_folder)) == content
+        sizes.append(len(archive))
+    assert sizes[1] <= sizes[0]
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("a few words")
+    with pytest.raises(LlmzipError, match="too little"):
+        domain.train([tmp_path / "short"], tmp_path / "new", str(TINY_MODEL), 1)
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,26 @@ _STREAMS = 8  # at a time
 def bits_per_byte(folder: Path, text: Path, limit: int = 200_000) -> dict[str, float]:
     """Of the first `limit` bytes of a text, in streams of 4,096 tokens."""
     files = models.load(str(folder))
-    tokens = Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
-    ids = torch.from_numpy(tokens.encode(text.read_bytes()[:limit])).long()
-    length = min(_STREAM, len(ids))
-    ids = ids[: len(ids) // length * length].view(-1, length)
-    size = len(tokens.decode(ids.flatten().numpy()))
+    ids, size = _streams(files, text, limit)
     return {
         "bytes": size,
         "float32": _float_bits(folder, files.bos, ids) / size,
         "a8": _exact_bits(files, ids) / size,
     }
+
+
+def exact_bits_per_byte(files: models.ModelFiles, text: Path, limit: int = 200_000) -> float:
+    ids, size = _streams(files, text, limit)
+    return _exact_bits(files, ids) / size
+
+
+def _streams(files: models.ModelFiles, text: Path, limit: int) -> tuple[Tensor, int]:
+    """(ids [S, T] of whole streams, the bytes that they spell)."""
+    tokens = Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
+    ids = torch.from_numpy(tokens.encode(text.read_bytes()[:limit])).long()
+    length = min(_STREAM, len(ids))
+    ids = ids[: len(ids) // length * length].view(-1, length)
+    return ids, len(tokens.decode(ids.flatten().numpy()))
 
 
 def _bits(logits: Tensor, ids: Tensor) -> float:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import MistralForCausalLM
+from transformers import PreTrainedModel
 
 from llmzip.train import data, model, optim
 from llmzip.train.config import Config
@@ -44,24 +44,25 @@ def train(
     phase: str = "all",
     resume: bool = False,
     log: Path | None = None,
+    network: PreTrainedModel | None = None,
     max_steps: int | None = None,
-) -> tuple[MistralForCausalLM, Progress]:
+) -> tuple[PreTrainedModel, Progress]:
     """Train for `budget` seconds (of this call) on what `data.prepare` left in `work`.
 
     `stable` holds the rate, `decay` lets it fall to nothing with quantisation switched on, `all`
     does one after the other, in the shares that the config gives. Checkpoints and the loss curve
-    go to `work` (or `log`).
+    go to `work` (or `log`). `network` is trained on instead of a fresh one.
     """
     torch.set_flush_denormal(True)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    network = model.build(config)
+    network = model.build(config) if network is None else network
     optimisers = optim.optimisers(network, config)
     progress = Progress()
     checkpoint = work / "checkpoint.safetensors"
     if resume and checkpoint.exists():
         progress = _load(checkpoint, network, optimisers)
     network, *optimisers = accelerator.prepare(network, *optimisers)
-    plain: MistralForCausalLM = accelerator.unwrap_model(network)
+    plain: PreTrainedModel = accelerator.unwrap_model(network)
     compiled = torch.compile(network) if config.compile else network
     nats_to_bits = _bits_per_byte(work)
     decay_from = {"stable": 1.0, "decay": 0.0, "all": 1 - config.decay_share}[phase]
@@ -143,7 +144,7 @@ def _append(log: Path, progress: Progress, bits: float, falling: float) -> None:
 
 def _save(
     path: Path,
-    network: MistralForCausalLM,
+    network: PreTrainedModel,
     optimisers: list[torch.optim.Optimizer],
     progress: Progress,
 ) -> None:
@@ -156,7 +157,7 @@ def _save(
 
 
 def _load(
-    path: Path, network: MistralForCausalLM, optimisers: list[torch.optim.Optimizer]
+    path: Path, network: PreTrainedModel, optimisers: list[torch.optim.Optimizer]
 ) -> Progress:
     tensors = load_file(path)
     with torch.no_grad():
