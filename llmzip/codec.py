@@ -59,6 +59,9 @@ class Options:
             raise LlmzipError(
                 f"a frame of {self.frame_size} bytes; possible are 1 to {container.FRAME_LIMIT}"
             )
+        if self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
+            window, overlap = self.context
+            raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
         if self.activations not in (None, *PROFILES.values()):
             raise LlmzipError(f"activations {self.activations!r}; known: a8, a16")
 

@@ -287,7 +287,12 @@ def test_verification_notices_a_frame_that_does_not_decode(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"streams": 0}, "0 streams"), ({"frame_size": 0}, "0 bytes"), ({"activations": "a4"}, "a4")],
+    [
+        ({"streams": 0}, "0 streams"),
+        ({"frame_size": 0}, "0 bytes"),
+        ({"activations": "a4"}, "a4"),
+        ({"context": (64, 63)}, "cannot overlap by 63"),
+    ],
 )
 def test_impossible_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(LlmzipError, match=message):
