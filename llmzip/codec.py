@@ -16,11 +16,12 @@ import zstandard
 
 from llmzip import container
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+from llmzip.team import Team
 
 if TYPE_CHECKING:
     from llmzip.coder import Decoder, Encoder
     from llmzip.models import ModelFiles
-    from llmzip.predictor import Predictor
+    from llmzip.predictor import Predictor, Run
     from llmzip.tokens import Tokens
 
 FRAME_SIZE = 4 << 20  # bytes of content
@@ -119,8 +120,10 @@ class FrameCodec:
         encoder = Encoder()
         turn = _Put(encoder)
         report = _Share(progress, len(content), len(table))
-        with self.predictor.threads(len(ids)):
-            for step, rows, row, columns, column in self._scored(table):
+        with Team(streams, self.predictor.cores()) as team:
+            scored = team.together(self._scored(table[:, part]) for part in team.parts)
+            for step, parts in enumerate(scored):
+                rows, row, columns, column = map(np.concatenate, zip(*parts, strict=True))
                 n = last if step == len(table) - 1 else streams
                 turn.known = [column[:n], row[:n]]
                 _code_step(turn, rows[:n], lambda _, c=columns[:n]: c)  # type: ignore[misc]
@@ -130,9 +133,6 @@ class FrameCodec:
 
     def decode(self, frame: container.Frame, progress: Progress) -> bytes:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
-        import torch
-
-        from llmzip import frequencies
         from llmzip.coder import Decoder
 
         steps = -(-frame.tokens // frame.streams)
@@ -147,26 +147,39 @@ class FrameCodec:
         decoder = Decoder(frame.payload)
         turn = _Get(decoder)
         report = _Share(progress, frame.content_length, steps)
-        with self.predictor.threads(frame.streams):
-            run = self.predictor.run(frame.streams, steps)
+        with Team(frame.streams, self.predictor.cores()) as team:
+            parts = team.parts
+            runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
+            before: list[np.ndarray | None] = [None] * len(parts)
             for step in range(steps):
-                if step:
-                    logits = run.step(torch.from_numpy(self._shown(table[step - 1])))
-                else:
-                    logits = run.first()
+                weights, sums = zip(*team.each(self._advance, runs, before), strict=True)
                 n = last if step == steps - 1 else frame.streams
-                weights = self.layout.weights(logits[:n])
-                row, column = _code_step(
-                    turn,
-                    frequencies.row_sums(weights).cpu().numpy(),
-                    lambda row, w=weights: _columns(w, row),  # type: ignore[misc]
-                )
+
+                def columns_of(row: np.ndarray, weights: tuple[Any, ...] = weights) -> np.ndarray:
+                    chosen = [
+                        _columns(w, row[part]) for w, part in zip(weights, parts, strict=True)
+                    ]
+                    return np.concatenate(chosen)
+
+                row, column = _code_step(turn, np.concatenate(sums)[:n], columns_of)
                 table[step, :n] = row * self.layout.columns + column
                 if int(table[step, :n].max()) >= self.layout.size:
                     raise CorruptArchive("the archive holds a token beyond the vocabulary")
+                before = [table[step, part] for part in parts]
                 report.done(step + 1)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
+
+    def _advance(self, run: Run, ids: np.ndarray | None) -> tuple[Any, np.ndarray]:
+        """Each stream's last id (None at the start) → weights of the next [S, R, C], and their
+        sums over rows [S, R]."""
+        import torch
+
+        from llmzip import frequencies
+
+        logits = run.first() if ids is None else run.step(torch.from_numpy(self._shown(ids)))
+        weights = self.layout.weights(logits)
+        return weights, frequencies.row_sums(weights).cpu().numpy()
 
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
@@ -191,14 +204,14 @@ class FrameCodec:
         table = np.stack([ids[:length] for ids in coded], axis=1)
         size = sum(len(self.tokens.decode(ids[:length])) for ids in coded)
         bits = 0.0
-        for _, rows, row, columns, column in self._scored(table):
+        for rows, row, columns, column in self._scored(table):
             arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
             bits += frequencies.bits(*map(torch.from_numpy, arrays))
         return bits / max(1, size)
 
-    def _scored(self, table: np.ndarray) -> Iterator[tuple[int, Any, Any, Any, Any]]:
-        """ids int32 [steps, S] → per step: its number, weights of rows [S, R], row [S],
-        weights of that row's columns [S, C], column [S]; numpy arrays."""
+    def _scored(self, table: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        """ids int32 [steps, S] → per step: weights of rows [S, R], row [S], weights of that
+        row's columns [S, C], column [S]."""
         import torch
 
         from llmzip import frequencies
@@ -215,7 +228,7 @@ class FrameCodec:
             columns = _columns(weights, row[step : step + count].reshape(-1))
             columns = columns.reshape(count, streams, -1)
             for i in range(count):
-                yield step, rows[i], row[step], columns[i], column[step]
+                yield rows[i], row[step], columns[i], column[step]
                 step += 1
 
 
@@ -226,7 +239,7 @@ def _columns(weights: Any, rows: np.ndarray) -> np.ndarray:
     from llmzip import frequencies
 
     chosen = torch.from_numpy(rows).long().to(weights.device)
-    columns: np.ndarray = frequencies.columns_of(weights, chosen).cpu().numpy()
+    columns: np.ndarray = frequencies.columns_of(weights[: len(rows)], chosen).cpu().numpy()
     return columns
 
 

@@ -6,7 +6,6 @@ Both give the same bits, for any number of streams. Knows nothing of tokenizers 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +16,6 @@ from llmzip.errors import UnsupportedModel
 from llmzip.exact import ops
 from llmzip.exact.attention import KeyValueCache
 from llmzip.exact.llama import Architecture, ExactLlama
-from llmzip.exact.threads import threads_that_pay
 from llmzip.models import ModelFiles
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
@@ -66,8 +64,8 @@ class Predictor(Protocol):
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run holds at a time, about."""
 
-    def threads(self, rows: int) -> AbstractContextManager[None]:
-        """Within: as many threads as pay for `rows` tokens at a time."""
+    def cores(self) -> int:
+        """How many parts of the streams may be worked on at the same time."""
 
 
 class ExactPredictor:
@@ -87,8 +85,8 @@ class ExactPredictor:
         # a step's logits and weights, and the widest activations, several times over
         return streams * (cache + 16 * (a.vocab_size + 4 * (a.hidden_size + a.intermediate_size)))
 
-    def threads(self, rows: int) -> AbstractContextManager[None]:
-        return threads_that_pay(rows, self.model.architecture.hidden_size)
+    def cores(self) -> int:
+        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
 
 
 def default_context(files: ModelFiles) -> Context:
@@ -202,8 +200,8 @@ class TablePredictor:
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16
 
-    def threads(self, rows: int) -> AbstractContextManager[None]:
-        return nullcontext()
+    def cores(self) -> int:
+        return torch.get_num_threads()
 
 
 class _TableRun:

@@ -18,6 +18,7 @@ STAGES = {
     "memory": 6,
     "coder": 7,
     "container": 8,
+    "team": 8,
     "codec": 9,
     "file": 10,
     "__init__": 11,

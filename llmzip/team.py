@@ -1,0 +1,100 @@
+"""Independent parts of one computation → threads, one a part, that wait for nothing but results.
+
+Streams never meet inside of the model, so each part of them may have a thread of its own. That
+scales better than threads inside of every operation, which wait for each other after each one,
+and crawl when a core is busy with something else. Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_AHEAD = 32  # results that a thread computes before they are asked for
+_PATIENCE = 0.1  # seconds between looks at whether anyone still wants them
+_END = object()
+
+
+class Team:
+    """Threads for `parts` parts of the streams; a context manager.
+
+    Within, each thread's share of the cores is what torch was allowed, divided among them.
+    """
+
+    def __init__(self, streams: int, cores: int) -> None:
+        """`cores` as torch counts them; there are never more parts than streams."""
+        count = max(1, min(cores, streams))
+        bounds = [streams * i // count for i in range(count + 1)]
+        self.parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        self._cores = max(1, cores // count)
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Team:
+        import torch
+
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._cores)
+        # what torch may use is a setting of each thread
+        self._pool = ThreadPoolExecutor(
+            len(self.parts), initializer=torch.set_num_threads, initargs=(self._cores,)
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import torch
+
+        self._stop.set()
+        self._pool.shutdown()
+        torch.set_num_threads(self._before)
+
+    def each(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+        """`work` on each part's arguments, at the same time."""
+        if len(self.parts) == 1:
+            return [work(*(values[0] for values in arguments))]
+        waiting: list[Future[T]] = [
+            self._pool.submit(work, *values) for values in zip(*arguments, strict=True)
+        ]
+        return [future.result() for future in waiting]
+
+    def together(self, iterables: Iterable[Iterable[T]]) -> Iterator[tuple[T, ...]]:
+        """zip(*iterables), each of them computed ahead in a thread of its own."""
+        return zip(*[self._ahead(iterable) for iterable in iterables], strict=True)
+
+    def _ahead(self, iterable: Iterable[T]) -> Iterator[T]:
+        results: queue.Queue[Any] = queue.Queue(_AHEAD)
+
+        def put(result: Any) -> None:
+            while not self._stop.is_set():
+                with contextlib.suppress(queue.Full):
+                    results.put(result, timeout=_PATIENCE)
+                    break
+
+        def compute() -> None:
+            try:
+                for result in iterable:
+                    put(result)
+                    if self._stop.is_set():
+                        return
+            except BaseException as error:  # it is raised where the results are asked for
+                put(error)
+            else:
+                put(_END)
+
+        self._pool.submit(compute)
+        while (result := results.get()) is not _END:
+            if isinstance(result, BaseException):
+                raise result
+            yield result

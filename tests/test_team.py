@@ -1,0 +1,73 @@
+"""Parts of the streams in threads of their own: the same results, errors and an end in any case."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llmzip.team import Team
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2  # put back, whatever happened
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("streams", "cores", "sizes"), [(1, 4, [1]), (7, 2, [3, 4]), (2, 8, [1, 1]), (9, 1, [9])]
+)
+def test_parts_cover_the_streams(streams: int, cores: int, sizes: list[int]) -> None:
+    parts = Team(streams, cores).parts
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [i for part in parts for i in range(streams)[part]] == list(range(streams))
+
+
+def test_cores_are_divided_among_the_parts() -> None:
+    with Team(2, 2) as team:
+        assert team.each(lambda _: torch.get_num_threads(), [0, 1]) == [1, 1]
+    with Team(1, 2) as team:
+        assert team.each(lambda _: torch.get_num_threads(), [0]) == [2]
+
+
+def test_each_keeps_the_order() -> None:
+    def work(wait: float, name: str) -> str:
+        time.sleep(wait)
+        return name
+
+    with Team(2, 2) as team:
+        assert team.each(work, [0.05, 0.0], ["slow", "quick"]) == ["slow", "quick"]
+
+
+def test_together_is_zip_however_slow_the_reader() -> None:
+    with Team(2, 2) as team:
+        found = []
+        for pair in team.together([range(100), range(100, 200)]):
+            if pair[0] == 0:
+                time.sleep(0.3)  # longer than a full queue is patient
+            found.append(pair)
+    assert found == list(zip(range(100), range(100, 200), strict=True))
+
+
+def test_errors_come_out_and_threads_end() -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise KeyError("a reason")
+
+    with pytest.raises(KeyError, match="a reason"), Team(2, 2) as team:
+        list(team.together([range(10_000), fails()]))
+    with pytest.raises(ZeroDivisionError), Team(2, 2) as team:
+        team.each(lambda x: 1 // x, [1, 0])
+
+
+def test_whoever_stops_listening_is_not_waited_for() -> None:
+    start = time.perf_counter()
+    with Team(2, 2) as team:
+        assert next(iter(team.together([range(10**9), range(10**9)]))) == (0, 0)
+    assert time.perf_counter() - start < 5
