@@ -120,7 +120,7 @@ class FrameCodec:
         encoder = Encoder()
         turn = _Put(encoder)
         report = _Share(progress, len(content), len(table))
-        with Team(streams, self.predictor.cores()) as team:
+        with Team(streams, self.predictor.cores(len(ids))) as team:
             scored = team.together(self._scored(table[:, part]) for part in team.parts)
             for step, parts in enumerate(scored):
                 rows, row, columns, column = map(np.concatenate, zip(*parts, strict=True))
@@ -147,7 +147,7 @@ class FrameCodec:
         decoder = Decoder(frame.payload)
         turn = _Get(decoder)
         report = _Share(progress, frame.content_length, steps)
-        with Team(frame.streams, self.predictor.cores()) as team:
+        with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
             before: list[np.ndarray | None] = [None] * len(parts)

@@ -20,6 +20,7 @@ from llmzip.models import ModelFiles
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
+_WORTH_CORES = 1 << 14  # activations
 _LONGEST_WINDOW = 2048  # of full attention, whose cost grows with it
 _SLIDING_RESTART = 32768  # sliding attention: positions stay below this
 
@@ -64,8 +65,8 @@ class Predictor(Protocol):
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run holds at a time, about."""
 
-    def cores(self) -> int:
-        """How many parts of the streams may be worked on at the same time."""
+    def cores(self, rows: int) -> int:
+        """How many cores `rows` tokens at a time are worth."""
 
 
 class ExactPredictor:
@@ -85,8 +86,10 @@ class ExactPredictor:
         # a step's logits and weights, and the widest activations, several times over
         return streams * (cache + 16 * (a.vocab_size + 4 * (a.hidden_size + a.intermediate_size)))
 
-    def cores(self) -> int:
-        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
+    def cores(self, rows: int) -> int:
+        # below some 16,000 activations calling an operation takes longer than computing it
+        worth = rows * self.model.architecture.hidden_size >= _WORTH_CORES
+        return torch.get_num_threads() if worth and self.model.device.type == "cpu" else 1
 
 
 def default_context(files: ModelFiles) -> Context:
@@ -200,7 +203,7 @@ class TablePredictor:
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16
 
-    def cores(self) -> int:
+    def cores(self, rows: int) -> int:
         return torch.get_num_threads()
 
 
