@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -73,6 +74,9 @@ def train(
     bar = tqdm(total=round(budget), unit="s", desc=config.name, disable=None if main else True)
     while True:
         spent = (time.time() - start) / budget
+        if accelerator.num_processes > 1:  # one clock for all, or some would wait for ever
+            clock = torch.tensor(spent, device=accelerator.device)
+            spent = float(broadcast(clock))
         steps = progress.step - first_step
         if steps >= max_steps if max_steps is not None else spent >= 1:
             break

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from llmzip.errors import LlmzipError
 from llmzip.train import config as configuration
@@ -56,7 +57,9 @@ def run(given: argparse.Namespace) -> None:
     settings = configuration.load(given.config)
     if not given.corpus.is_dir() and not (given.work / "bytes.txt").exists():
         raise LlmzipError(f"{given.corpus} is no folder")
-    data.prepare(given.corpus, given.work, settings)
+    processes = PartialState()
+    with processes.main_process_first():
+        data.prepare(given.corpus, given.work, settings)
     if given.prepare_only:
         return
     results = given.results or given.work
@@ -69,6 +72,8 @@ def run(given: argparse.Namespace) -> None:
         resume=given.resume,
         log=results / "loss.jsonl",
     )
+    if not processes.is_main_process:
+        return
     export(network, given.work, out)
     report: dict[str, Any] = {
         "config": settings.as_dict(),
