@@ -90,7 +90,7 @@ def circumstances(options: Options) -> dict[str, Any]:
     name = options.model or models.DEFAULT
     packages = ("torch", "tokenizers", "constriction", "numpy", "zstandard")
     return {
-        "command": "llmzip " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:]),
+        "command": _command(),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {
@@ -109,6 +109,11 @@ def circumstances(options: Options) -> dict[str, Any]:
         "device": options.device,
         "streams": options.streams,
     }
+
+
+def _command() -> str:
+    """As it was typed, of paths only their last part."""
+    return " ".join(Path(word).name if "/" in word else word for word in sys.argv)
 
 
 def _commit() -> str | None:

@@ -204,9 +204,10 @@ class FrameCodec:
         table = np.stack([ids[:length] for ids in coded], axis=1)
         size = sum(len(self.tokens.decode(ids[:length])) for ids in coded)
         bits = 0.0
-        for rows, row, columns, column in self._scored(table):
-            arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
-            bits += frequencies.bits(*map(torch.from_numpy, arrays))
+        with Team(1, 1):  # a short job: not worth threads that wait for each other
+            for rows, row, columns, column in self._scored(table):
+                arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
+                bits += frequencies.bits(*map(torch.from_numpy, arrays))
         return bits / max(1, size)
 
     def _scored(self, table: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

@@ -72,7 +72,6 @@ def main() -> None:
         "window": window,
         "results": results,
     }
-    report[Path(arguments.checkpoint).name]["command"] = "python scripts/measure_exactness.py"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
