@@ -18,6 +18,7 @@ from llmzip.errors import (
     TruncatedArchive,
     UnsupportedArchive,
     UnsupportedModel,
+    WrongEnvironment,
     WrongModel,
 )
 from llmzip.file import open
@@ -34,6 +35,7 @@ __all__ = [
     "TruncatedArchive",
     "UnsupportedArchive",
     "UnsupportedModel",
+    "WrongEnvironment",
     "WrongModel",
     "compress",
     "decompress",
@@ -49,18 +51,25 @@ def compress(
     device: str = "cpu",
     activations: str | None = None,
     verify: bool = False,
+    same_environment: bool = False,
 ) -> bytes:
     """Any bytes → an archive.
 
     `model` is an embedded model's name, a folder in Hugging Face format, or a hub id;
     `streams` trades ratio (few) against speed (many); `activations` is "a8" or "a16";
-    `verify` decodes each frame before it is kept. Raises LlmzipError.
+    `verify` decodes each frame before it is kept; `same_environment` takes any causal model, in
+    plain floating point, for this machine and these versions alone. Raises LlmzipError.
     """
     sink = io.BytesIO()
     writer = ArchiveWriter(
         sink,
         Options(
-            model=model, streams=streams, device=device, activations=activations, verify=verify
+            model=model,
+            streams=streams,
+            device=device,
+            activations=activations,
+            verify=verify,
+            same_environment=same_environment,
         ),
     )
     writer.write(data)
@@ -69,10 +78,16 @@ def compress(
 
 
 def decompress(
-    data: bytes | bytearray | memoryview, *, model: str | None = None, device: str = "cpu"
+    data: bytes | bytearray | memoryview,
+    *,
+    model: str | None = None,
+    device: str = "cpu",
+    force: bool = False,
 ) -> bytes:
     """An archive → the bytes that were compressed, or an LlmzipError; never other bytes.
 
-    `model` is needed only if the archive was made with one that is not embedded.
+    `model` is needed only if the archive was made with one that is not embedded; `force` tries
+    an archive of another environment.
     """
-    return b"".join(ArchiveReader(io.BytesIO(data), Options(model=model, device=device)))
+    options = Options(model=model, device=device, force=force)
+    return b"".join(ArchiveReader(io.BytesIO(data), options))

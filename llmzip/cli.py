@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--activations", choices=("a8", "a16"), help="bits of activations "
                      "(default: what the model was made for)")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="decode every frame before it counts")
+    sub.add_argument("--same-environment", action="store_true", help="take any model, in plain "
+                     "floating point: decodes on the same machine and versions alone")  # fmt: skip
 
     sub = command("decompress", _decompress, "restore files from FILE.llmz")
     _add_files(sub)
@@ -78,9 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("test", _test, "decode archives and verify them, writing nothing")
     _add_files(sub)
     _add_model(sub)
+    sub.add_argument(
+        "-f", "--force", action="store_true", help="try archives of other environments"
+    )
 
     sub = command("info", _info, "show what archives hold, without decoding them")
     _add_files(sub)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("models", _models, "list embedded models, and hub models in the local cache")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("doctor", _doctor, "check that this machine computes as all others do")
@@ -113,7 +121,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help="name of the output; - is stdout")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to stdout")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files, and "
+                        "try archives that were made for another environment")  # fmt: skip
     keep = parser.add_mutually_exclusive_group()
     keep.add_argument("-k", "--keep", action="store_true", help="keep the input (the default)")
     keep.add_argument("--rm", action="store_true", help="remove the input when all is well")
@@ -126,7 +135,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _options(arguments: argparse.Namespace) -> Options:
     given = vars(arguments)
-    names = ("model", "device", "streams", "activations", "verify")
+    names = ("model", "device", "streams", "activations", "verify", "same_environment", "force")
     try:
         return Options(**{name: given[name] for name in names if name in given})
     except LlmzipError as error:
@@ -343,6 +352,28 @@ def describe(source: BinaryIO) -> dict[str, Any]:
         "model": model,
         "frames": frames,
     }
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from llmzip import catalogue
+
+    embedded, cached = catalogue.embedded(), catalogue.cached()
+    if arguments.json:
+        print(json.dumps({"embedded": embedded, "cached": cached}, indent=2))
+        return
+    print("embedded:")
+    for model in embedded:
+        measured = ", ".join(f"{text} {bits:.3f}" for text, bits in model["bits_per_byte"].items())
+        print(
+            f"  {model['name']:<8}{model['bytes'] / 1e6:6.2f} MB"
+            f", {model['parameters']:,} parameters"
+            f"{'; bits per byte: ' + measured if measured else ''}"
+            f"{'; the default' if model['default'] else ''}"
+        )
+    print("in the local cache of the hub:" if cached else "no hub models in the local cache")
+    for model in cached:
+        verdict = "may work exactly" if model["exact"] else model["obstacle"]
+        print(f"  {model['name']}  {model['bytes'] / 1e6:.1f} MB, {verdict}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

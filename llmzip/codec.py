@@ -7,6 +7,7 @@ and of terminals. Torch is loaded when a model is needed, not before.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -15,7 +16,13 @@ import numpy as np
 import zstandard
 
 from llmzip import container
-from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+from llmzip.errors import (
+    CorruptArchive,
+    LlmzipError,
+    UnsupportedArchive,
+    WrongEnvironment,
+    WrongModel,
+)
 from llmzip.team import Team
 
 if TYPE_CHECKING:
@@ -30,7 +37,9 @@ MOST_STREAMS = 256  # and there are no more than these: caches of keys and value
 
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
-PROFILES = {1: "a8", 2: "a16"}  # the header's profile: arithmetic version 1, both activations
+# the header's profile: exact arithmetic version 1 in three precisions, or none
+PROFILES = {1: "a8", 2: "a16k8", 3: "a16", 4: "plain"}
+_ACTIVATIONS = ("a8", "a16")  # that are written today
 
 _ZSTD_LEVEL = 19
 _PLAIN_RATIO = 50  # what zstd makes this much smaller needs no model
@@ -52,6 +61,8 @@ class Options:
     context: tuple[int, int] | None = None  # window and overlap; None: the model's
     frame_size: int = FRAME_SIZE
     verify: bool = False  # decode every frame before it is written
+    same_environment: bool = False  # plain floating point: any model, this environment alone
+    force: bool = False  # read such an archive in another environment
 
     def __post_init__(self) -> None:
         if self.streams is not None and self.streams < 1:
@@ -63,8 +74,12 @@ class Options:
         if self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
             window, overlap = self.context
             raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
-        if self.activations not in (None, *PROFILES.values()):
+        if self.activations not in (None, *_ACTIVATIONS):
             raise LlmzipError(f"activations {self.activations!r}; known: a8, a16")
+        if self.same_environment and self.activations is not None:
+            raise LlmzipError("activations have no choice of bits in the same environment alone")
+        if self.same_environment and self.model is None:
+            raise LlmzipError("the same-environment mode is for models of your own: name one")
 
 
 class _Turn(Protocol):
@@ -283,18 +298,23 @@ _ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for sh
 
 
 def _frame_codec(
-    files: ModelFiles, activations: str, window: int, overlap: int, device: str
+    files: ModelFiles, kind: str, window: int, overlap: int, device: str
 ) -> FrameCodec:
+    """`kind` is one of PROFILES."""
     from llmzip import predictor
-    from llmzip.exact import check
     from llmzip.tokens import Tokens
 
-    key = (files.digest, activations, window, overlap, device)
+    key = (files.digest, kind, window, overlap, device)
     if key not in _ready:
-        check.require_exact(device)
+        _ready.clear()  # first, so that memory holds one model at a time
         context = predictor.Context(window, overlap)
-        model = predictor.build(files, activations=activations, context=context, device=device)
-        _ready.clear()
+        model: Any
+        if kind == "plain":
+            from llmzip.predictor import plain
+
+            model = plain.PlainPredictor(files, context, device)
+        else:
+            model = predictor.build(files, activations=kind, context=context, device=device)
         _ready[key] = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model)
     return _ready[key]
 
@@ -304,18 +324,28 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
 
     name = options.model or models.DEFAULT
     files = models.load(name)
-    activations = options.activations or predictor.default_activations(files)
-    default = predictor.default_context(files)
+    environment = ""
+    if options.same_environment:
+        from llmzip.predictor import plain
+
+        kind, default = "plain", plain.default_context(files)
+        environment = json.dumps(plain.environment(options.device))
+    else:
+        kind = options.activations or predictor.default_activations(files)
+        default = predictor.default_context(files)
     window, overlap = options.context or (default.window, default.overlap)
     window, overlap = container.round_length(window), container.round_length(overlap)
+    codec = _frame_codec(files, kind, window, overlap, options.device)
     header = container.ModelHeader(
-        profile=next(number for number, a in PROFILES.items() if a == activations),
+        profile=next(number for number, k in PROFILES.items() if k == kind),
         digest_start=files.digest[: container.DIGEST_START],
         window=window,
         overlap=overlap,
+        certificate=codec.predictor.certificate,
+        environment=environment,
         name="" if name in models.EMBEDDED else _public_name(name),
     )
-    return header, _frame_codec(files, activations, window, overlap, options.device)
+    return header, codec
 
 
 def _public_name(name: str) -> str:
@@ -326,13 +356,46 @@ def _public_name(name: str) -> str:
 
 
 def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
-    activations = PROFILES.get(header.profile)
-    if activations is None:
+    kind = PROFILES.get(header.profile)
+    if kind is None:
         raise UnsupportedArchive(
             f"arithmetic profile {header.profile}; this llmzip knows {sorted(PROFILES)}"
         )
     files = find_model(header, options.model)
-    return _frame_codec(files, activations, header.window, header.overlap, options.device)
+    if kind == "plain" and not options.force:
+        _require_environment(header.environment, options.device)
+    codec = _frame_codec(files, kind, header.window, header.overlap, options.device)
+    if codec.predictor.certificate != header.certificate:
+        from importlib.metadata import version
+
+        raise WrongModel(
+            f"transformers {version('transformers')} computes {files.name} otherwise than the "
+            "version that the archive was written with; another version may decode it"
+        )
+    return codec
+
+
+def _require_environment(recorded: str, device: str) -> None:
+    """Raises WrongEnvironment by the names of what is different."""
+    from llmzip.predictor import plain
+
+    try:
+        there = json.loads(recorded)
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise CorruptArchive("the header's environment is no JSON object")
+    here = plain.environment(device)
+    different = [
+        f"{name} was {there.get(name)!r}, here {here.get(name)!r}"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if different:
+        raise WrongEnvironment(
+            "the archive decodes in the environment alone that it was made in: "
+            f"{'; '.join(different)} (--force tries nevertheless)"
+        )
 
 
 def find_model(header: container.ModelHeader, name: str | None = None) -> ModelFiles:
@@ -400,6 +463,14 @@ class ArchiveWriter:
             self._model = _for_writing(self._options)
         return self._model
 
+    def _model_fields(self) -> int:
+        """Bytes that a model frame needs in the header and by itself, if it is the first."""
+        if self._writer is not None:
+            return 0
+        header = self._with_model()[0]
+        texts = header.name.encode() + header.environment.encode() + header.certificate
+        return container.MODEL_FIELDS + len(texts)
+
     def _best_frame(self, content: bytes, last: bool) -> container.Frame:
         """The smallest of raw, zstd and model, the latter only where it stands a chance."""
         stored = _stored(content, last)
@@ -411,12 +482,11 @@ class ArchiveWriter:
             self._progress(len(content))
             return stored
         frame = codec.encode(content, self._options.streams, self._progress)
-        # the header's fields for a model and its fields of a frame count too
-        if len(frame.payload) + container.MODEL_FIELDS * (self._writer is None) >= len(
-            stored.payload
-        ):
+        if len(frame.payload) + self._model_fields() >= len(stored.payload):
             return stored
-        if self._options.verify and codec.decode(frame, _silent) != content:
+        if (self._options.verify or self._options.same_environment) and codec.decode(
+            frame, _silent
+        ) != content:
             raise LlmzipError("verification failed: the frame does not decode to its content")
         return container.Frame(
             frame.kind, frame.content_length, frame.payload, frame.tokens, frame.streams, last

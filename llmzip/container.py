@@ -23,7 +23,10 @@ DIGEST_START = 6  # bytes of the model's digest in the header
 HASH_BYTES = 16
 MODEL_FIELDS = 12  # bytes that a model frame needs beyond those of a stored one, about
 
-_HAS_MODEL, _HAS_NAME = 1, 2
+_HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
+_FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT
+CERTIFICATE_BYTES = 4
+_ENVIRONMENT_LIMIT = 1 << 12
 _KIND_MASK, _LAST_FRAME = 3, 0x80
 _CHECK_BYTES = 4
 
@@ -37,6 +40,8 @@ class ModelHeader:
     window: int
     overlap: int
     name: str = ""
+    certificate: bytes = b""  # of a converted model, how its code computes
+    environment: str = ""  # of an archive that needs the very same one: a JSON object of strings
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,15 @@ class Writer:
             assert round_length(model.overlap) == model.overlap
             fields = bytes([model.profile]) + model.digest_start
             fields += bytes([_short_length(model.window), _short_length(model.overlap)])
+            if model.certificate:
+                assert len(model.certificate) == CERTIFICATE_BYTES
+                flags |= _HAS_CERTIFICATE
+                fields += model.certificate
+            if model.environment:
+                environment = model.environment.encode()
+                assert len(environment) <= _ENVIRONMENT_LIMIT
+                flags |= _HAS_ENVIRONMENT
+                fields += len(environment).to_bytes(2, "little") + environment
             if model.name:
                 name = model.name.encode()[:255]
                 flags |= _HAS_NAME
@@ -164,27 +178,37 @@ class Reader:
             raise UnsupportedArchive(
                 f"archive format version {version}; this llmzip reads version {VERSION}"
             )
-        if flags & ~(_HAS_MODEL | _HAS_NAME) or flags == _HAS_NAME:
+        if flags & ~_FLAGS or (flags and not flags & _HAS_MODEL):
             raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
         self._header = MAGIC + bytes([version, flags])
         if flags & _HAS_MODEL:
-            fields = self._take(1 + DIGEST_START + 2)
-            name = b""
-            if flags & _HAS_NAME:
-                length = self._take(1)
-                name = self._take(length[0])
-                fields += length + name
-            self._header += fields
-            window, overlap = (_expand_length(code) for code in fields[7:9])
-            if not 0 <= overlap < window - 1:
-                raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
-            self.model = ModelHeader(
-                profile=fields[0],
-                digest_start=fields[1:7],
-                window=window,
-                overlap=overlap,
-                name=name.decode("utf-8", "replace"),
-            )
+            self.model = self._read_model(flags)
+
+    def _read_model(self, flags: int) -> ModelHeader:
+        def take(count: int) -> bytes:
+            data = self._take(count)
+            self._header += data
+            return data
+
+        def take_text(length_bytes: int, limit: int) -> str:
+            length = int.from_bytes(take(length_bytes), "little")
+            if length > limit:
+                raise CorruptArchive(f"a text of {length} bytes in the header")
+            return take(length).decode("utf-8", "replace")
+
+        fields = take(1 + DIGEST_START + 2)
+        window, overlap = (_expand_length(code) for code in fields[7:9])
+        if not 0 <= overlap < window - 1:
+            raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
+        return ModelHeader(
+            profile=fields[0],
+            digest_start=fields[1:7],
+            window=window,
+            overlap=overlap,
+            certificate=take(CERTIFICATE_BYTES) if flags & _HAS_CERTIFICATE else b"",
+            environment=take_text(2, _ENVIRONMENT_LIMIT) if flags & _HAS_ENVIRONMENT else "",
+            name=take_text(1, 255) if flags & _HAS_NAME else "",
+        )
 
     def _varint(self, limit: int, what: str) -> int:
         value = 0

@@ -6,6 +6,7 @@
     ├── UnsupportedArchive      written by a newer version, or with an unknown profile
     ├── WrongModel              the archive needs a model that was not given or not found
     │   └── UnsupportedModel    the model has no exact form, or its files are unsafe
+    ├── WrongEnvironment        the archive decodes in the environment alone that it was made in
     └── InexactDevice           this machine's arithmetic deviates from IEEE-754
 
 Knows nothing of anything else.
@@ -34,6 +35,10 @@ class WrongModel(LlmzipError):
 
 class UnsupportedModel(WrongModel):
     """The model's files are unsafe, incomplete, or of an architecture without exact form."""
+
+
+class WrongEnvironment(LlmzipError):
+    """A same-environment archive was made with other hardware, libraries or settings."""
 
 
 class InexactDevice(LlmzipError):

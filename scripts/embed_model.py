@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Write a checkpoint in the form in which models are embedded (int8 weights and their scales).
 
-python scripts/embed_model.py CHECKPOINT llmzip/models/NAME --context 512
+python scripts/embed_model.py CHECKPOINT llmzip/models/NAME --context 512 --measure TEXT…
+
+`llmzip models` shows the bits per byte of the texts, each as a whole archive.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+import llmzip
 from llmzip.doctor import probe
 from llmzip.models.store import load, save_int8
 
@@ -19,10 +23,21 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a folder in Hugging Face format")
     parser.add_argument("target", type=Path, help="the folder to write")
     parser.add_argument("--context", type=int, help="context length, if not the config's")
+    parser.add_argument("--measure", type=Path, nargs="*", default=[], metavar="TEXT")
     arguments = parser.parse_args()
     save_int8(arguments.checkpoint, arguments.target, arguments.context)
     files = load(str(arguments.target))
-    check = {"digest": files.digest.hex(), "probe": probe(str(arguments.target), "cpu")}
+    check: dict[str, Any] = {
+        "digest": files.digest.hex(),
+        "probe": probe(str(arguments.target), "cpu"),
+    }
+    measured = {}
+    for text in arguments.measure:
+        content = text.read_bytes()
+        archive = llmzip.compress(content, model=str(arguments.target))
+        measured[text.stem] = round(8 * len(archive) / len(content), 4)
+        print(f"{text.stem}: {measured[text.stem]} bits per byte")
+    check["bits_per_byte"] = measured
     (arguments.target / "check.json").write_text(json.dumps(check, indent=1) + "\n")
     for path in sorted(arguments.target.iterdir()):
         print(f"{path.stat().st_size:>10,}  {path}")

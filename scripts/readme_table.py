@@ -1,33 +1,60 @@
 #!/usr/bin/env python3
-"""Write the README's table from results/bench.json: python scripts/readme_table.py [--check]"""
+"""Write the tables of README.md and docs/ from results/.
+
+python scripts/readme_table.py [--check]
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmzip.bench import table
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- bench -->\n", "<!-- /bench -->"
+
+
+def machine(report: dict[str, Any]) -> str:
+    return f"{report['machine']['processor']}, {report['machine']['threads']} threads"
+
+
+def bench() -> str:
+    report = json.loads((ROOT / "results" / "bench.json").read_text())
+    note = f"{machine(report)}, model `{report['model']['name']}`, {report['date']}."
+    return f"{table(report)}\n\n{note}"
+
+
+def costs() -> str:
+    reports = json.loads((ROOT / "results" / "architectures.json").read_text())
+    lines = ["| model | float32, bits per byte | a8 | a16 |", "| --- | ---: | ---: | ---: |"]
+    for name, report in reports.items():
+        (entry,) = report["results"]
+        bits, cost = entry["bits_per_byte"]["float32"], entry["cost_percent"]
+        lines.append(f"| {name} | {bits:.3f} | {cost['a8']:+.3f}% | {cost['a16']:+.3f}% |")
+    last = next(reversed(reports.values()))
+    note = f"{last['results'][0]['text']}, windows of {last['window']} tokens; {machine(last)}"
+    return "\n".join([*lines, "", f"{note}, {last['date']}."])
+
+
+TABLES = {"README.md": ("bench", bench), "docs/architectures.md": ("costs", costs)}
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    report = json.loads((ROOT / "results" / "bench.json").read_text())
-    machine = report["machine"]
-    note = (
-        f"{machine['processor']}, {machine['threads']} threads, model `{report['model']['name']}`"
-    )
-    fresh = f"{before}{START}\n{table(report)}\n\n{note}, {report['date']}.\n\n{END}{after}"
-    if "--check" in sys.argv:
-        return int(fresh != text)
-    readme.write_text(fresh)
-    return 0
+    stale = 0
+    for name, (mark, make) in TABLES.items():
+        path = ROOT / name
+        text = path.read_text()
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, rest = text.split(start)
+        _, after = rest.split(end)
+        fresh = f"{before}{start}\n{make()}\n\n{end}{after}"
+        if "--check" in sys.argv:
+            stale += fresh != text
+        else:
+            path.write_text(fresh)
+    return stale
 
 
 if __name__ == "__main__":

@@ -17,10 +17,15 @@ def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
     assert archive[0:4] == b"LLMZ"
     assert archive[4] == 1
     flags = archive[5]
-    assert flags in (0b00, 0b01, 0b11)
+    assert flags < 16
+    assert flags & 1 or not flags
     at = 6
     if flags & 1:
         at += 9  # Profile, Model_Digest, Window, Overlap
+        if flags & 4:
+            at += 4  # Certificate
+        if flags & 8:
+            at += 2 + int.from_bytes(archive[at : at + 2], "little")  # Environment
         if flags & 2:
             at += 1 + archive[at]  # Name_Length, Name
     header = archive[:at]

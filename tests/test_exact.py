@@ -254,11 +254,13 @@ def test_tables_are_correctly_rounded() -> None:
         for i in range(0, 256, 17):
             expected = (Decimal(2).ln() * (30 - Decimal(i) / 256)).exp()
             assert tables.exp2_mantissas(8, 30)[i] == int(expected.to_integral_value())
-        table, reach = tables.sigmoid_table(), 16 * 1024
+        table, reach = tables.gate_table("silu"), 16 * 1024
         for i in range(-reach + 1, reach, 997):
             expected = 1 / (1 + (-Decimal(i) / 1024).exp())
             assert table[reach + i].item() == np.float32(float(expected))
-    cos, sin = tables.RotaryTable(16, 10000.0).at(100_000, 3)
+    cos, sin = tables.RotaryTable(tables.rotary_frequencies({"rope_theta": 10000.0}, 16)).at(
+        100_000, 3
+    )
     angle = np.arange(100_000, 100_003)[:, None] * 10000.0 ** (-np.arange(8) / 8)
     assert np.abs(cos.numpy() - np.cos(angle)).max() < 2e-7
     assert np.abs(sin.numpy() - np.sin(angle)).max() < 2e-7

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import PROSE, TINY, run
 from safetensors.torch import load_file, save_file
 
 from llmzip import models
@@ -101,11 +101,54 @@ def test_a_hub_id_without_network_or_cache(monkeypatch: pytest.MonkeyPatch, tmp_
         models.load("owner/model")
 
 
-def test_a_hub_id_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
+@pytest.fixture
+def hub(tmp_path: Path) -> dict[str, str]:
+    """An environment without network whose cache of the hub holds two models."""
+    for name, change in (("tiny", {}), ("other", {"model_type": "t5"})):
+        snapshot = tmp_path / f"models--owner--{name}" / "snapshots" / ("0" * 40)
+        shutil.copytree(TINY, snapshot)
+        config = json.loads((snapshot / "config.json").read_text()) | change
+        (snapshot / "config.json").write_text(json.dumps(config))
+        refs = tmp_path / f"models--owner--{name}" / "refs"
+        refs.mkdir()
+        (refs / "main").write_text("0" * 40)
+    return {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(TINY))
-    assert models.load("owner/model").digest == models.load(str(TINY)).digest
+
+def test_a_hub_id_from_the_cache(hub: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text(PROSE)
+    model = ("--model", "owner/tiny")
+    done = run("compress", path, *model, environment=hub)
+    assert done.returncode == 0, done.stderr.decode()
+    info = json.loads(run("info", "--json", f"{path}.llmz").stdout)
+    assert info[0]["model"]["name"] == "owner/tiny"
+    path.unlink()
+    assert run("decompress", f"{path}.llmz", *model, environment=hub).returncode == 0
+    assert path.read_text() == PROSE
+    done = run("compress", "-f", path, "--model", "owner/absent", environment=hub)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"neither in the local cache nor could it be fetched" in done.stderr
+
+
+def test_the_list_of_models(hub: dict[str, str]) -> None:
+    report = json.loads(run("models", "--json", environment=hub).stdout)
+    assert [model["name"] for model in report["embedded"]] == list(models.EMBEDDED)
+    assert all(model["parameters"] > 1e5 and model["bytes"] > 1e5 for model in report["embedded"])
+    tiny, other = sorted(report["cached"], key=lambda model: not model["exact"])
+    assert (tiny["name"], tiny["exact"]) == ("owner/tiny", True)
+    assert (other["name"], other["exact"]) == ("owner/other", False)
+    assert "no causal language model" in other["obstacle"]
+    text = run("models", environment=hub).stdout.decode()
+    assert "owner/tiny" in text
+    assert models.DEFAULT in text
+
+
+def test_the_list_of_models_without_a_cache(tmp_path: Path) -> None:
+    done = run("models", environment={"HF_HUB_CACHE": str(tmp_path / "none")})
+    assert done.returncode == 0
+    assert b"no hub models" in done.stdout
 
 
 @pytest.mark.parametrize(

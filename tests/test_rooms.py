@@ -23,6 +23,7 @@ STAGES = {
     "file": 10,
     "__init__": 11,
     "bench": 12,
+    "catalogue": 12,
     "doctor": 12,
     "train": 12,
     "cli": 13,

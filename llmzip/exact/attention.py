@@ -4,7 +4,7 @@ A query's keys depend on its position in its stream alone. Scores and outputs ar
 products; the softmax weights are integers from a table. Knows nothing of layers or models.
 
 Shapes: S streams, H query heads, G key heads (H a multiple of G), T new tokens, n keys,
-D head dimension. Integers are held in float32.
+D head dimension. Integers are held in float32 if they have 8 bits, in float64 if 15.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 from llmzip.exact import ops, tables
 
 _SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
-_BLOCK = 1 << 20  # scores worked on at a time, so that they stay in a CPU's cache
+_BLOCK = 1 << 20  # scores worked on at a time, so that they stay in a CPU's cache,
+_MOST_SCORES = 1 << 25  # and never more than these, so that they fit into memory
+
+MAX_CONTEXT = 65536  # keys whose integer sums stay exact in float32, see `attend`
 
 _P_UNIT = 65536.0  # attention probabilities are multiples of 2^-16
 
@@ -28,10 +31,20 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, streams: int, heads: int, head_dim: int, *, context: int, window: int | None
+        self,
+        streams: int,
+        heads: int,
+        head_dim: int,
+        *,
+        context: int,
+        window: int | None,
+        levels: float = ops.KEY_LEVELS,
     ) -> None:
         self.window = window
+        self.levels = levels
+        self._dtype = held_in(levels)
         self.length = 0
+        self.hidden: Tensor | None = None  # as the order of entries says it all
         capacity = context if window is None else min(context, window + _SLACK)
         self._shape = (streams, heads, capacity, head_dim)
         self._buffers: tuple[Tensor, ...] = ()
@@ -39,11 +52,18 @@ class KeyValueCache:
     def _allocate(self, capacity: int, device: torch.device) -> tuple[Tensor, ...]:
         streams, heads, _, head_dim = self._shape
         full, thin = (streams, heads, capacity, head_dim), (streams, heads, capacity)
-        return tuple(torch.empty(shape, device=device) for shape in (full, thin, full, thin))
+        shapes = ((full, self._dtype), (thin, torch.float32)) * 2
+        return tuple(torch.empty(s, dtype=dtype, device=device) for s, dtype in shapes)
 
-    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Add (keys [S, G, T, D], scales [S, G, T], values, scales); return all n kept so far."""
-        count = new[0].shape[2]
+    def kept(self) -> tuple[Tensor, ...]:
+        """Keys, scales, values, scales of the `length` tokens in the buffers."""
+        return tuple(buffer[:, :, : self.length] for buffer in self._buffers)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Quantise and add keys and values [S, G, T, D]; return (keys [S, G, n, D], scales
+        [S, G, n], values, scales) of all n kept so far."""
+        new = (*quantise_heads(k, self.levels), *quantise_heads(v, self.levels))
+        count = k.shape[2]
         if not self._buffers:
             self._buffers = self._allocate(max(count, self._shape[2]), new[0].device)
         capacity = self._buffers[0].shape[2]
@@ -65,7 +85,59 @@ class KeyValueCache:
         start = 0
         if self.window is not None:
             start = max(0, self.length - count - self.window + 1)
-        return tuple(buffer[:, :, start : self.length] for buffer in self._buffers)
+        keys, key_scale, values, value_scale = (
+            buffer[:, :, start : self.length] for buffer in self._buffers
+        )
+        return keys, key_scale, values, value_scale
+
+
+class RingCache:
+    """The same for single steps in buffers that never move, so that a GPU can replay a step.
+
+    Entries stand in any order, as no sum depends on it: the token at position p takes the slot
+    p mod capacity. All slots are attended to; `hidden` tells which are empty yet.
+    """
+
+    def __init__(self, old: KeyValueCache, capacity: int, position: Tensor) -> None:
+        """Capacity is the window, or else the context; `position`, int64 [1] on the device, is
+        that of the token to be appended next. `load` fills it."""
+        self.window = old.window
+        self._levels = old.levels
+        self._buffers = tuple(
+            torch.zeros((*b.shape[:2], capacity, *b.shape[3:]), dtype=b.dtype, device=b.device)
+            for b in old.kept()
+        )
+        self._position = position
+        self._slots = torch.arange(capacity, device=position.device)
+
+    def load(self, old: KeyValueCache, position: int) -> None:
+        """Take over what `old` keeps of the `position` tokens so far."""
+        capacity = len(self._slots)
+        count = min(position, capacity, old.length)
+        slots = torch.arange(position - count, position, device=self._slots.device) % capacity
+        for buffer, part in zip(self._buffers, old.kept(), strict=True):
+            buffer.zero_().index_copy_(2, slots, part[:, :, old.length - count :])
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Quantise and add keys and values [S, G, 1, D]; return all slots."""
+        slot = self._position % len(self._slots)
+        new = (*quantise_heads(k, self._levels), *quantise_heads(v, self._levels))
+        for buffer, part in zip(self._buffers, new, strict=True):
+            buffer.index_copy_(2, slot, part)
+        self.hidden = self._slots > self._position
+        keys, key_scale, values, value_scale = self._buffers
+        return keys, key_scale, values, value_scale
+
+
+def held_in(levels: float) -> torch.dtype:
+    """What holds queries, keys and values of that many levels, and their products' sums."""
+    return torch.float32 if levels == ops.KEY_LEVELS else torch.float64
+
+
+def quantise_heads(x: Tensor, levels: float) -> tuple[Tensor, Tensor]:
+    """x [S, H, T, D] → (integers [S, H, T, D], scales [S, H, T])."""
+    integers, scale = ops.quantise(x, levels)
+    return integers.to(held_in(levels)), scale[..., 0]
 
 
 def attend(
@@ -76,18 +148,32 @@ def attend(
     v: Tensor,
     v_scale: Tensor,
     window: int | None,
+    scaling: float | None = None,
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the last T of n positions.
 
-    q [S, H, T, D] with scales [S, H, T]; k, v [S, G, n, D] with scales [S, G, n]; → [S, H, T, D].
-    With a `window`, a query sees itself and the `window - 1` keys before it.
+    q [S, H, T, D] with scales [S, H, T]; k, v [S, G, n, D] with scales [S, G, n]; → [S, H, T, D]
+    in float32. With a `window`, a query sees itself and the `window - 1` keys before it.
+    `scaling` of the scores is 1 / √D by default. `hidden`, bool [n], says for a single query
+    which keys it must not see, in place of their order; those must have value scales of 0.
     """
     streams, heads, count, head_dim = q.shape
     groups, keys = k.shape[1], k.shape[2]
-    k_steps = k_scale * tables.score_scale(head_dim)
+    if count > 1 and heads * count * keys > _MOST_SCORES:
+        half = count // 2
+        seen = keys - count + half
+        parts = (
+            (q[:, :, :half], q_scale[:, :, :half], k[:, :, :seen], k_scale[:, :, :seen],
+             v[:, :, :seen], v_scale[:, :, :seen]),
+            (q[:, :, half:], q_scale[:, :, half:], k, k_scale, v, v_scale),
+        )  # fmt: skip
+        return torch.cat([attend(*part, window, scaling) for part in parts], 2)
+    k_steps = k_scale * tables.score_scale(head_dim**-0.5 if scaling is None else scaling)
     top = _visible_maximum(v_scale, count, window)
-    hidden = _hidden_keys(count, keys, window, q.device)
-    out = torch.empty_like(q)
+    if hidden is None:
+        hidden = _hidden_keys(count, keys, window, q.device)
+    out = torch.empty(q.shape, device=q.device)
     per_stream = heads * count * keys
     step = max(1, _BLOCK // per_stream)
     shared = (heads // groups) * count
@@ -95,7 +181,7 @@ def attend(
         part = slice(s, min(s + step, streams))
         width = part.stop - part.start
         scores = q[part].reshape(width, groups, shared, head_dim) @ k[part].transpose(-1, -2)
-        scores.mul_(k_steps[part, :, None])
+        scores = scores.float().mul_(k_steps[part, :, None])
         scores = scores.view(width, groups, heads // groups, count, keys)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
@@ -105,8 +191,9 @@ def attend(
         total = weights.sum(-1, keepdim=True, dtype=torch.int64).float()
         bound = top[part, :, None, :, None]
         p = torch.mul(weights, v_scale[part, :, None, None]).mul_(_P_UNIT / (total * bound))
-        # Σ p ≤ 2^16 + n/2, so Σ p·|v| ≤ 127 · (2^16 + n/2) < 2^24: exact in float32
-        mixed = p.round_().view(width, groups, shared, keys) @ v[part]
+        # Σ p ≤ 2^16 + n/2, so Σ p·|v| ≤ 127 · (2^16 + n/2) < 2^24: exact in float32,
+        # and with 15-bit values in float64
+        mixed = (p.round_().view(width, groups, shared, keys).to(v.dtype) @ v[part]).float()
         mixed = mixed.view(width, groups, heads // groups, count, head_dim)
         out[part] = mixed.mul_(bound * (1 / _P_UNIT)).view(width, heads, count, head_dim)
     return out

@@ -15,17 +15,20 @@ from torch import Tensor
 
 from llmzip.errors import InexactDevice
 from llmzip.exact import ops, tables
-from llmzip.exact.attention import attend
+from llmzip.exact.attention import attend, quantise_heads
 
 DIGESTS = {
     "quantise weight": "20c72428306b41d3",
     "linear a8": "e96aa36a54e9e72b",
     "linear a16": "676ab54fdae1db5f",
     "rms norm": "3adae2907b94ebd9",
+    "layer norm": "0b1766c91e66db50",
     "silu": "c70bc4817d6d4e93",
     "rotate": "bba240b47be8b507",
     "attention, window None": "1ff3a62811d091a4",
     "attention, window 7": "2c6367e535eb4c49",
+    "attention, wide, window None": "52ed832b81d6dccf",
+    "attention, wide, window 7": "1503a5e69349e4a3",
     "logarithmic steps": "64cb18859e4c7094",
 }
 
@@ -45,24 +48,23 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     """(name of the operation, its result) on fixed inputs."""
     x = numbers(6 * 1200, 1).view(6, 1200).to(device)
     weight, scale = ops.quantise_weight(numbers(40 * 1200, 2).view(40, 1200).to(device))
-    bias = numbers(40, 3).to(device)
+    bias, bias_of_norm = numbers(40, 3).to(device), numbers(1200, 5).to(device)
     yield "quantise weight", weight
     for name, levels in (("a8", ops.A8_LEVELS), ("a16", ops.A16_LEVELS)):
         linear = ops.Linear(weight, scale, levels=levels, bias=bias)
         yield f"linear {name}", linear(x)
     yield "rms norm", ops.rms_norm(x, numbers(1200, 4).to(device), 1e-6)
+    yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), bias_of_norm, 1e-6)
     yield "silu", ops.silu(x)
-    cos, sin = (t.to(device) for t in tables.RotaryTable(16, 10000.0).at(70000, 20))
+    frequencies = tables.rotary_frequencies({"rope_theta": 10000.0}, 16)
+    cos, sin = (t.to(device) for t in tables.RotaryTable(frequencies).at(70000, 20))
     heads = ops.rotate(x[:, :960].reshape(3, 6, 20, 16), cos, sin)
     yield "rotate", heads
-    q, q_scale = ops.quantise(heads[:, :4], ops.KEY_LEVELS)
-    k, k_scale = ops.quantise(heads[:, 4:], ops.KEY_LEVELS)
-    v, v_scale = ops.quantise(heads[:, 1:3], ops.KEY_LEVELS)
-    for window in (None, 7):
-        yield (
-            f"attention, window {window}",
-            attend(q, q_scale[..., 0], k, k_scale[..., 0], v, v_scale[..., 0], window),
-        )
+    for levels, name in ((ops.KEY_LEVELS, ""), (ops.WIDE_KEY_LEVELS, ", wide")):
+        query = quantise_heads(heads[:, :4], levels)
+        kept = (*quantise_heads(heads[:, 4:], levels), *quantise_heads(heads[:, 1:3], levels))
+        for window in (None, 7):
+            yield f"attention{name}, window {window}", attend(*query, *kept, window)
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
 
 

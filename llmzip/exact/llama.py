@@ -6,19 +6,36 @@ untied head: `LlamaForCausalLM`, `MistralForCausalLM`. Knows nothing of files or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import ops, tables
-from llmzip.exact.attention import KeyValueCache, attend
+from llmzip.exact import Outline, ops, tables
+from llmzip.exact.attention import (
+    MAX_CONTEXT,
+    KeyValueCache,
+    RingCache,
+    attend,
+    held_in,
+    quantise_heads,
+)
 
-_FAMILY = ("llama", "mistral")
-_MAX_CONTEXT = 65536  # keys whose integer sums stay exact, see attention.attend
+FAMILY = ("llama", "mistral")
+
+
+def rotary_frequencies(rope: Mapping[str, Any], dim: int) -> list[Decimal]:
+    """Raises UnsupportedModel for parameters without exact form."""
+    try:
+        return tables.rotary_frequencies(rope, dim)
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise UnsupportedModel(f"rotary parameters are malformed: {error!r}") from None
+    except ValueError as error:
+        raise UnsupportedModel(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Architecture:
     kv_heads: int
     head_dim: int
     epsilon: float
-    theta: float
+    rope: Mapping[str, Any]  # parameters of the rotary embedding, see tables.rotary_frequencies
     context: int  # the positions that it was trained with
     window: int | None  # sliding attention: a token sees this many, itself included
     tied: bool
@@ -42,14 +59,16 @@ class Architecture:
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
         """Raises UnsupportedModel, with the reason, for anything without exact form."""
         kind = config.get("model_type")
-        if kind not in _FAMILY:
+        if kind not in FAMILY:
             raise UnsupportedModel(
-                f"model type {kind!r} has no exact form; known: {', '.join(_FAMILY)}"
+                f"model type {kind!r} has no exact form; known: {', '.join(FAMILY)}"
             )
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModel(f"rotary embedding of type {rope_type!r} has no exact form")
+        rope = {
+            "rope_theta": config.get("rope_theta", 10000.0),
+            **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
+        }
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedModel("a partial rotary embedding has no exact form in Llama")
         if config.get("hidden_act", "silu") != "silu":
             raise UnsupportedModel(f"activation {config['hidden_act']!r} has no exact form")
         if config.get("pretraining_tp", 1) != 1:
@@ -68,7 +87,7 @@ class Architecture:
                 kv_heads=int(config.get("num_key_value_heads") or heads),
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 epsilon=float(config.get("rms_norm_eps", 1e-6)),
-                theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+                rope=rope,
                 context=context,
                 window=None if window is None else int(window),
                 tied=bool(config.get("tie_word_embeddings", False)),
@@ -88,8 +107,20 @@ class Architecture:
                 f"{self.heads} heads of {self.head_dim} over {self.kv_heads} key heads "
                 "have no exact form"
             )
-        if not (0 < self.epsilon < 1 and 1 < self.theta < 1e12):
+        if not (0 < self.epsilon < 1 and 1 < self.rope["rope_theta"] < 1e12):
             raise UnsupportedModel("config.json holds an epsilon or rope_theta out of range")
+        rotary_frequencies(self.rope, self.head_dim)
+
+    def outline(self) -> Outline:
+        """What a predictor must know of the model."""
+        return Outline(
+            vocabulary=self.vocab_size,
+            hidden_size=self.hidden_size,
+            widest=self.hidden_size + self.intermediate_size,
+            context=self.context,
+            windows=(self.window,) * self.layers,
+            key_values=self.kv_heads * self.head_dim,
+        )
 
 
 @dataclass
@@ -115,10 +146,13 @@ class ExactLlama:
         tensors: Mapping[str, Tensor],
         *,
         levels: float = ops.A16_LEVELS,
+        key_levels: float = ops.WIDE_KEY_LEVELS,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
         self.architecture = a = architecture
+        self.outline = a.outline()
+        self._key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self.device = torch.device(device)
         self._tensors, self._levels, self._int8 = tensors, levels, int8
         q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
@@ -153,7 +187,7 @@ class ExactLlama:
         head = "model.embed_tokens" if a.tied else "lm_head"
         self._head = self._linear(a.hidden_size, {head: a.vocab_size})
         self._embedding = self._embeddings()
-        self._rotary = tables.RotaryTable(a.head_dim, a.theta)
+        self._rotary = tables.RotaryTable(rotary_frequencies(a.rope, a.head_dim))
         del self._tensors
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -212,30 +246,55 @@ class ExactLlama:
     def new_cache(self, streams: int, context: int) -> list[KeyValueCache]:
         """Empty caches, one a layer, for `streams` streams of at most `context` tokens."""
         a = self.architecture
-        if a.window is None and context > _MAX_CONTEXT:
-            raise UnsupportedModel(f"a context of {context} tokens; the limit is {_MAX_CONTEXT}")
+        if a.window is None and context > MAX_CONTEXT:
+            raise UnsupportedModel(f"a context of {context} tokens; the limit is {MAX_CONTEXT}")
         return [
-            KeyValueCache(streams, a.kv_heads, a.head_dim, context=context, window=a.window)
+            KeyValueCache(
+                streams,
+                a.kv_heads,
+                a.head_dim,
+                context=context,
+                window=a.window,
+                levels=self._key_levels,
+            )
             for _ in range(a.layers)
         ]
 
+    def new_ring(
+        self, cache: list[KeyValueCache], capacity: int, position: Tensor
+    ) -> list[RingCache]:
+        """Ring caches that `forward` takes for single steps, for at most `capacity` positions;
+        `load_ring` fills them."""
+        self._rotary_tables = [t.to(self.device) for t in self._rotary.at(0, capacity)]
+        size = min(capacity, self.architecture.window or capacity)
+        return [RingCache(layer, size, position) for layer in cache]
+
+    def load_ring(self, ring: list[RingCache], cache: list[KeyValueCache], position: int) -> None:
+        """Let `ring` go on where `cache` is, after `position` tokens."""
+        for new, old in zip(ring, cache, strict=True):
+            new.load(old, position)
+
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: list[KeyValueCache], position: int) -> Tensor:
+    def forward(
+        self, ids: Tensor, cache: Sequence[KeyValueCache | RingCache], position: int | Tensor
+    ) -> Tensor:
         """The next T tokens of S streams, ids int64 [S, T], the first of them at `position`
-        → hidden states [S, T, hidden_size], ready for `logits`."""
+        → hidden states [S, T, hidden_size], ready for `logits`. With ring caches T is 1 and
+        `position` an int64 tensor [1] on the device."""
         a = self.architecture
         streams, count = ids.shape
-        cos, sin = (t.to(self.device) for t in self._rotary.at(position, count))
+        if isinstance(position, Tensor):
+            cos, sin = (table.index_select(0, position) for table in self._rotary_tables)
+        else:
+            cos, sin = (t.to(self.device) for t in self._rotary.at(position, count))
         x = self._embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
         for layer, layer_cache in zip(self._layers, cache, strict=True):
             h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
             q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
-            q, q_scale = ops.quantise(ops.rotate(q, cos, sin), ops.KEY_LEVELS)
-            k, k_scale = ops.quantise(ops.rotate(k, cos, sin), ops.KEY_LEVELS)
-            v, v_scale = ops.quantise(v, ops.KEY_LEVELS)
-            k, k_scale, v, v_scale = layer_cache.append(k, k_scale[..., 0], v, v_scale[..., 0])
-            mixed = attend(q, q_scale[..., 0], k, k_scale, v, v_scale, a.window)
+            query = quantise_heads(ops.rotate(q, cos, sin), self._key_levels)
+            k, k_scale, v, v_scale = layer_cache.append(ops.rotate(k, cos, sin), v)
+            mixed = attend(*query, k, k_scale, v, v_scale, a.window, hidden=layer_cache.hidden)
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
             h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))
             gate, up = torch.split(h, a.intermediate_size, dim=-1)

@@ -1,4 +1,4 @@
-"""float32 activations → float32 activations: linear layers, RMSNorm, SiLU, rotary embedding.
+"""float32 activations → float32 activations: linear layers, norms, activations, rotary embedding.
 
 Sums run over integers alone, everything else is one IEEE-754 operation a kernel, so that no
 order of summation, batch shape or thread count can change a bit. No tensor is divided by a
@@ -25,10 +25,12 @@ SCALE_FLOOR = 2.0**-40
 
 A8_LEVELS = 127.0  # activations in one limb
 A16_LEVELS = 127.0 * 128  # activations in two limbs, hi·128 + lo, |hi| ≤ 127, |lo| ≤ 64
-KEY_LEVELS = 127.0  # queries, keys and values
+KEY_LEVELS = 127.0  # queries, keys and values, held in float32,
+WIDE_KEY_LEVELS = 127.0 * 128  # or held in float64
 
 _FLOAT_SLICE = 1040  # 1040 · 127 · 127 < 2^24: longer sums leave float32's exact integers
 _NORM_LEVELS = 32768.0  # RMSNorm squares activations on this grid
+_MEAN_LEVELS = 8388608.0  # LayerNorm adds them on this one
 
 
 def quantise(x: Tensor, levels: float) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,15 @@ def _multiply_float(x: Tensor, weight: Tensor) -> Tensor:
 
 def _multiply_int8(x: Tensor, weight: Tensor) -> Tensor:
     """The same product by int8 instructions, int32 [M, N]."""
-    return torch._int_mm(x.to(torch.int8), weight.T)
+    if not x.is_cuda:
+        return torch._int_mm(x.to(torch.int8), weight.T)
+    # there, more than 16 rows are asked for, and multiples of 8 else; zeros change no sum
+    rows, columns = x.shape[0], weight.shape[0]
+    inner, outer = -x.shape[1] % 8, -columns % 8
+    x = torch.nn.functional.pad(x.to(torch.int8), (0, inner, 0, max(0, 17 - rows)))
+    if inner or outer:
+        weight = torch.nn.functional.pad(weight, (0, inner, 0, outer))
+    return torch._int_mm(x, weight.T)[:rows, :columns]
 
 
 @cache
@@ -153,17 +163,46 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.mul(x, 1.0 / torch.sqrt(mean + epsilon)).mul_(weight)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """(x - mean) / sqrt(variance + ε) · weight + bias; the mean is taken on a grid, too."""
+    maximum = row_maximum(x)
+    grid = torch.mul(x, _MEAN_LEVELS / maximum).round_()
+    # float32 integers up to 2^23, added in float64: every partial sum is exact
+    total = grid.sum(-1, keepdim=True, dtype=torch.float64)
+    mean = (total * (1 / x.shape[-1])).float() * (maximum * (1 / _MEAN_LEVELS))
+    y = rms_norm(x - mean, weight, epsilon)
+    return y if bias is None else y.add_(bias)
+
+
+def gated(x: Tensor, table: Tensor) -> Tensor:
+    """x · gate(x), the gate read off one of `tables.gate_table` at the nearest 1/1024."""
+    reach = float(tables.GATE_RANGE << tables.GATE_STEP_BITS)
+    step = torch.mul(x, float(1 << tables.GATE_STEP_BITS)).round_().clamp_(-reach, reach)
+    return look_up(table, step.add_(reach)).mul_(x)
+
+
 def silu(x: Tensor) -> Tensor:
-    """x · sigmoid(x), the sigmoid read off a table at the nearest multiple of 1/1024."""
-    reach = float(tables.SIGMOID_RANGE << tables.SIGMOID_STEP_BITS)
-    step = torch.mul(x, float(1 << tables.SIGMOID_STEP_BITS)).round_().clamp_(-reach, reach)
-    return look_up(tables.sigmoid_table(), step.add_(reach)).mul_(x)
+    """x · sigmoid(x)."""
+    return gated(x, tables.gate_table("silu"))
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
     """table[index] for integers held in floats; NaN reads the last entry."""
     whole = index.nan_to_num_(nan=float(len(table) - 1)).to(torch.int32)
-    return table.to(index.device).index_select(0, whole.view(-1)).view(index.shape)
+    return _on_device(table, index.device).index_select(0, whole.view(-1)).view(index.shape)
+
+
+_placed: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    """One of the tables, which live for ever, copied to a device once."""
+    if device.type == "cpu":
+        return table
+    key = (id(table), device)
+    if key not in _placed:
+        _placed[key] = table.to(device)
+    return _placed[key]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

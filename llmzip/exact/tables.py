@@ -6,8 +6,10 @@ rounded), so that a table is the same on every machine. Knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +22,9 @@ EXP2_OCTAVES = 16  # and weights die out 16 octaves below the maximum
 EXP2_UNIT_BITS = 16  # the largest weight is 2^16
 EXP2_CUTOFF = EXP2_OCTAVES << EXP2_STEP_BITS
 
-SIGMOID_STEP_BITS = 10  # the sigmoid is tabulated at multiples of 1/1024
-SIGMOID_RANGE = 16  # between -16 and 16
+GATE_STEP_BITS = 10  # gates of activations are tabulated at multiples of 1/1024
+GATE_RANGE = 16  # between -16 and 16
+_GATE_FLOOR = Decimal(1) / (1 << 64)
 
 
 def _decimal_pow2(exponent: Decimal) -> Decimal:
@@ -42,13 +45,19 @@ def log2e_times(scale: int) -> float:
 
 
 @cache
-def score_scale(head_dim: int) -> float:
-    """log2(e) / sqrt(head_dim) · 2^10: from a raw attention score to table steps, float32."""
+def score_scale(scaling: float) -> float:
+    """log2(e) · scaling · 2^10: from a raw attention score to table steps, float32.
+
+    A scaling is mostly 1 / √n for a whole n; then it is taken as that, since a power computed
+    by a C library may be off in its last bit.
+    """
     with localcontext() as context:
         context.prec = _DIGITS
-        return nearest_float32(
-            Decimal(1 << EXP2_STEP_BITS) / (Decimal(2).ln() * Decimal(head_dim).sqrt())
-        )
+        exact = Decimal(scaling)
+        n = round(1 / (scaling * scaling)) if 2.0**-24 < scaling < 2.0**24 else 0
+        if n and abs(scaling * scaling * n - 1) < 1e-12:
+            exact = 1 / Decimal(n).sqrt()
+        return nearest_float32(Decimal(1 << EXP2_STEP_BITS) * exact / Decimal(2).ln())
 
 
 @cache
@@ -79,23 +88,96 @@ def attention_weights() -> torch.Tensor:
     return torch.from_numpy(np.append(table, 0).astype(np.int32))
 
 
+GATES = ("silu", "gelu", "gelu_tanh", "quick_gelu")
+
+
 @cache
-def sigmoid_table() -> torch.Tensor:
-    """float32: 1 / (1 + e^-x) at x = i / 1024, i = -16·1024 … 16·1024; 0 and 1 at the ends."""
+def gate_table(kind: str) -> torch.Tensor:
+    """float32: what an activation multiplies x with, at x = i / 1024, i = -16·1024 … 16·1024.
+
+    silu: 1 / (1 + e^-x). gelu: Φ(x), the normal distribution (Hendrycks and Gimpel, 2016).
+    gelu_tanh: 1 / (1 + e^-2z) with z = √(2/π)·(x + 0.044715·x³), which is (1 + tanh z) / 2.
+    quick_gelu: 1 / (1 + e^-1.702x). 0 and 1 at the ends; but for silu, whose table is the
+    oldest, what is below 2^-64 is 0.
+    """
     with localcontext() as context:
         context.prec = 40
-        reach = SIGMOID_RANGE << SIGMOID_STEP_BITS
-        # e^-x at the i-th step is decay^i: one product instead of one exp
-        decay = (-Decimal(1) / (1 << SIGMOID_STEP_BITS)).exp()
-        power = Decimal(1)
+        reach = GATE_RANGE << GATE_STEP_BITS
         positive = np.ones(reach + 1, dtype=np.float32)
         negative = np.zeros(reach + 1, dtype=np.float32)
-        for i in range(reach):
-            share = 1 / (1 + power)
-            positive[i] = np.float32(float(share))
-            negative[i] = np.float32(float(power * share))
-            power *= decay
+        for i, (share, rest) in enumerate(_gate_shares(kind, reach)):
+            positive[i], negative[i] = np.float32(float(share)), np.float32(float(rest))
     return torch.from_numpy(np.concatenate([negative[:0:-1], positive]))
+
+
+def _gate_shares(kind: str, reach: int) -> Iterator[tuple[Decimal, Decimal]]:
+    """(gate at i / 1024, gate at -i / 1024) for i from 0, until the second one is 0."""
+    step = Decimal(1) / (1 << GATE_STEP_BITS)
+    if kind == "gelu":
+        yield from _normal_shares(reach)
+        return
+    if kind == "silu":  # e^-x at the i-th step is decay^i: one product instead of one exp
+        decay, power = (-step).exp(), Decimal(1)
+        for _ in range(reach):
+            share = 1 / (1 + power)
+            yield share, power * share
+            power *= decay
+        return
+    slope = Decimal("1.702") if kind == "quick_gelu" else 2 * (2 / _pi()).sqrt()
+    cubic = 0 if kind == "quick_gelu" else Decimal("0.044715")
+    for i in range(reach):
+        x = i * step
+        power = (-slope * (x + cubic * x * x * x)).exp()
+        if power < _GATE_FLOOR:
+            return
+        share = 1 / (1 + power)
+        yield share, power * share
+
+
+def _normal_shares(reach: int) -> Iterator[tuple[Decimal, Decimal]]:
+    """(Φ(x), Φ(-x)) at x = i / 1024 in integers, each from the last by Taylor's series:
+    Φ(x + h) = Φ(x) + φ(x) · Σ (-1)^n · He_n(x) · h^(n + 1) / (n + 1)!"""
+    h = GATE_STEP_BITS
+    unit = 1 << _SHIFT
+    with localcontext() as context:
+        context.prec = _DIGITS
+        density = int(unit / (2 * _pi()).sqrt())  # φ(0)
+        ratio = int((Decimal(-1) / (1 << (2 * h + 1))).exp() * unit)  # φ(x + h) / φ(x) at 0
+        decay = int((Decimal(-1) / (1 << (2 * h))).exp() * unit)  # of that ratio, a step
+    rest = unit >> 1  # Φ(-x)
+    for i in range(reach):
+        if rest < unit >> 64:
+            return
+        yield Decimal(unit - rest) / unit, Decimal(rest) / unit
+        x = i << (_SHIFT - h)
+        hermite, before, gain, factorial = unit, 0, 0, 1
+        for n in range(16):
+            factorial *= n + 1
+            term = (hermite >> (h * (n + 1))) // factorial
+            gain += -term if n & 1 else term
+            hermite, before = (x * hermite >> _SHIFT) - n * before, hermite
+        rest -= density * gain >> _SHIFT
+        density, ratio = density * ratio >> _SHIFT, ratio * decay >> _SHIFT
+
+
+@cache
+def _pi() -> Decimal:
+    """π to the digits of the tables, by Machin's formula."""
+    one = 10 ** (_DIGITS + 10)
+
+    def arctangent(inverse: int) -> int:
+        term: int = one // inverse
+        total = term
+        n, sign = 1, 1
+        while term:
+            term //= inverse * inverse
+            n, sign = n + 2, -sign
+            total += sign * (term // n)
+        return total
+
+    with localcontext() as context:
+        context.prec = _DIGITS
+        return Decimal(16 * arctangent(5) - 4 * arctangent(239)) / Decimal(one)
 
 
 def _fixed_cos_sin(angle: int) -> tuple[int, int]:
@@ -112,27 +194,51 @@ def _fixed_cos_sin(angle: int) -> tuple[int, int]:
     return cos, sin
 
 
+def rotary_frequencies(rope: Mapping[str, Any], dim: int) -> list[Decimal]:
+    """Radians a position of the `dim` / 2 pairs: theta^(-2i / dim) (Su et al., 2021), scaled as
+    `rope_type` says: "default", "linear" or "llama3" (Llama 3.1's interpolation by parts).
+
+    Raises ValueError for other types, KeyError for missing parameters.
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    with localcontext() as context:
+        context.prec = _DIGITS
+        log_theta = Decimal(rope["rope_theta"]).ln()
+        plain = [(-(Decimal(2 * i) / dim) * log_theta).exp() for i in range((dim + 1) // 2)]
+        if kind == "default":
+            return plain
+        if kind not in ("linear", "llama3"):
+            raise ValueError(f"rotary embedding of type {kind!r} has no exact form")
+        factor = Decimal(rope["factor"])
+        if kind == "linear":
+            return [frequency / factor for frequency in plain]
+        low, high = Decimal(rope["low_freq_factor"]), Decimal(rope["high_freq_factor"])
+        trained = Decimal(rope["original_max_position_embeddings"])
+
+        def scaled(frequency: Decimal) -> Decimal:
+            turns = trained * frequency / (2 * _pi())  # in the context it was trained with
+            share = min(Decimal(1), max(Decimal(0), (turns - low) / (high - low)))
+            return (1 - share) * frequency / factor + share * frequency
+
+        return [scaled(frequency) for frequency in plain]
+
+
 class RotaryTable:
-    """cos and sin of position · theta^(-2i / dim), float32, for as many positions as asked for.
+    """cos and sin of position · frequency, float32, for as many positions as asked for.
 
     Angles are added by multiplying unit complex numbers in integers: position =
     a·4096 + b·64 + c takes three factors of 30 fractional bits from three small tables,
-    which themselves come from integers of 160 bits.
+    which themselves come from integers of 160 bits. Frequencies are below 2 radians.
     """
 
     _BITS = 30
 
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self._frequencies = []
+    def __init__(self, frequencies: Sequence[Decimal]) -> None:
         with localcontext() as context:
             context.prec = _DIGITS
-            log_theta = Decimal(theta).ln()
-            for i in range(head_dim // 2):
-                frequency = (-(Decimal(2 * i) / head_dim) * log_theta).exp()
-                self._frequencies.append(int(frequency * (1 << _SHIFT)))
+            self._frequencies = [int(frequency * (1 << _SHIFT)) for frequency in frequencies]
         self._levels = [self._powers(1), self._powers(64), self._powers(4096)]
-        self._cos = torch.empty(0, head_dim // 2)
-        self._sin = torch.empty(0, head_dim // 2)
+        self._table = (torch.empty(0, len(frequencies)), torch.empty(0, len(frequencies)))
 
     def _powers(self, stride: int, count: int = 64) -> np.ndarray:
         """int64 [2, count, head_dim/2]: cos and sin at 0, stride, 2·stride, … with 30 bits."""
@@ -160,11 +266,15 @@ class RotaryTable:
             c, s = self._levels[level][:, index]
             cos, sin = (cos * c - sin * s) >> self._BITS, (sin * c + cos * s) >> self._BITS
         unit = np.float32(2.0**-self._BITS)
-        self._cos = torch.from_numpy(cos.astype(np.float32) * unit)
-        self._sin = torch.from_numpy(sin.astype(np.float32) * unit)
+        # assigned at once, as threads may share the table
+        self._table = (
+            torch.from_numpy(cos.astype(np.float32) * unit),
+            torch.from_numpy(sin.astype(np.float32) * unit),
+        )
 
     def at(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each float32 [count, head_dim/2], of positions start … start + count - 1."""
-        if start + count > len(self._cos):
+        if start + count > len(self._table[0]):
             self._extend(max(2048, 1 << (start + count - 1).bit_length()))
-        return self._cos[start : start + count], self._sin[start : start + count]
+        cos, sin = self._table
+        return cos[start : start + count], sin[start : start + count]

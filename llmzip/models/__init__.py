@@ -10,7 +10,18 @@ from llmzip.models.store import (
     ModelFiles,
     embedded_with_digest,
     expected,
+    folder,
+    glance,
     load,
 )
 
-__all__ = ["DEFAULT", "EMBEDDED", "ModelFiles", "embedded_with_digest", "expected", "load"]
+__all__ = [
+    "DEFAULT",
+    "EMBEDDED",
+    "ModelFiles",
+    "embedded_with_digest",
+    "expected",
+    "folder",
+    "glance",
+    "load",
+]

@@ -73,6 +73,20 @@ def load(name: str) -> ModelFiles:
     )
 
 
+def folder(name: str) -> Path:
+    """Where an embedded model lives."""
+    return _HOME / name
+
+
+def glance(folder: Path) -> ModelFiles:
+    """Only the config of a folder that has all files: for a look at whether it may work."""
+    config = _read_json(folder / "config.json")
+    _weight_files(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UnsupportedModel(f"{folder} holds no tokenizer.json")
+    return ModelFiles(folder.name, config, {}, b"", b"")
+
+
 def embedded_with_digest(start: bytes) -> str | None:
     """The name of the embedded model whose digest begins with these bytes, if there is one."""
     for name in EMBEDDED:

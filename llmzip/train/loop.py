@@ -55,7 +55,9 @@ def train(
     go to `work` (or `log`). `network` is trained on instead of a fresh one.
     """
     torch.set_flush_denormal(True)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    cuda = torch.cuda.is_available()
+    # without cpu=True, processes started by torchrun would each train on their own
+    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
     network = model.build(config) if network is None else network
     optimisers = optim.optimisers(network, config)
     progress = Progress()

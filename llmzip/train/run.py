@@ -57,7 +57,7 @@ def run(given: argparse.Namespace) -> None:
     settings = configuration.load(given.config)
     if not given.corpus.is_dir() and not (given.work / "bytes.txt").exists():
         raise LlmzipError(f"{given.corpus} is no folder")
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.cuda.is_available())
     with processes.main_process_first():
         data.prepare(given.corpus, given.work, settings)
     if given.prepare_only:

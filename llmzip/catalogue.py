@@ -1,0 +1,68 @@
+"""Which models can be used right now: the embedded ones, and hub models in the local cache.
+
+Nobody imports this but the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmzip import models
+from llmzip.errors import LlmzipError
+
+
+def embedded() -> list[dict[str, Any]]:
+    """Name, bytes of the folder, parameters, and measured bits per byte of each."""
+    found = []
+    for name in models.EMBEDDED:
+        folder = models.folder(name)
+        tensors = models.load(name).tensors
+        found.append(
+            {
+                "name": name,
+                "default": name == models.DEFAULT,
+                "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+                "parameters": sum(
+                    tensor.numel() for key, tensor in tensors.items() if not key.endswith("_scale")
+                ),
+                "bits_per_byte": models.expected(name).get("bits_per_byte", {}),
+            }
+        )
+    return found
+
+
+def cached() -> list[dict[str, Any]]:
+    """Name and bytes of each model in the hub's cache, and whether its kind has an exact form."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = []
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        if repository.repo_type != "model" or not repository.revisions:
+            continue
+        newest = max(repository.revisions, key=lambda r: r.last_modified)
+        obstacle = _obstacle(newest.snapshot_path)
+        found.append(
+            {
+                "name": repository.repo_id,
+                "bytes": repository.size_on_disk,
+                "exact": obstacle is None,
+                "obstacle": obstacle,
+            }
+        )
+    return found
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Why a folder's model has no exact form, as far as its config says; None if it may have."""
+    from llmzip.predictor import default_context
+
+    try:
+        default_context(models.glance(folder))
+    except LlmzipError as error:
+        return str(error)
+    return None

@@ -1,0 +1,157 @@
+"""A converted model → its certificate, or the name of the module that has no exact form.
+
+Every operation of the model's own forward is watched: on floats only elementwise IEEE-754
+operations, reshapes and look-ups may occur. Then the same logits must come out, bit for bit,
+whichever way the same tokens are fed. Knows nothing of particular architectures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmzip.errors import UnsupportedModel
+from llmzip.exact.convert import Exact, ExactTransformer, is_trusted
+
+CERTIFICATE_BYTES = 4
+_TOKENS = 18  # of a stream of the probe; some models begin to slide within
+_STEPS = 6  # of them are fed one at a time
+
+# operations of PyTorch that round at most once, and the same everywhere
+_ELEMENTWISE = {
+    "add", "sub", "rsub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where", "clamp",
+    "clamp_min", "clamp_max", "masked_fill", "sqrt", "sign", "eq", "ne", "lt", "le", "gt", "ge",
+    "isnan", "square", "amax", "amin", "add_", "sub_", "mul_", "neg_", "relu_", "masked_fill_",
+}  # fmt: skip
+_MOVING = {
+    "_to_copy", "alias", "arange", "as_strided", "cat", "clone", "constant_pad_nd", "contiguous",
+    "copy_", "detach", "empty", "empty_like", "expand", "fill_", "flatten", "full", "full_like",
+    "gather", "index", "index_select", "embedding", "lift_fresh", "narrow", "new_empty",
+    "new_ones", "new_zeros", "ones", "ones_like", "permute", "repeat", "repeat_interleave",
+    "reshape", "resolve_conj", "scalar_tensor", "select", "slice", "split", "split_with_sizes",
+    "squeeze", "stack", "t", "to", "transpose", "unbind", "unflatten", "unsafe_view", "unsqueeze",
+    "view", "view_as", "_unsafe_view", "zeros", "zeros_like", "chunk", "expand_as", "movedim",
+    "dropout",
+}  # fmt: skip
+
+
+def certify(model: ExactTransformer) -> bytes:
+    """Raises UnsupportedModel by the name of what has no exact form; else the digest of the
+    probe's logits, which tells apart versions that compute the model differently."""
+    o = model.outline
+    count = min(_TOKENS, o.context)
+    ids = torch.arange(1, 2 * count + 1) * 7919 % min(o.vocabulary, 9973)
+    ids = ids.view(2, count).to(model.device)
+    with _Audit() as audit:
+        try:
+            whole = model.whole(ids, model.new_cache(2, count), 0)
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # what a model makes of a cache that it does not expect
+            raise UnsupportedModel(
+                f"{audit.innermost} has no exact form ({type(error).__name__}: {error})"
+            ) from None
+    name = type(model.network).__name__
+    if not torch.isfinite(whole).all():
+        raise UnsupportedModel(f"the logits of {name} are not finite")
+    ways = {
+        "body and head by themselves": _fed(model, ids, [count]),
+        "single steps": _fed(model, ids, [count - _STEPS] + [1] * _STEPS),
+        "other blocks": _fed(model, ids, [5, count - 5]),
+        "another batch": _fed(model, ids[1:], [count]),
+        "fewer tokens": _fed(model, ids[:, : count - 3], [count - 3]),
+    }
+    for way, logits in ways.items():
+        same = whole[2 - len(logits) :, : logits.shape[1]]
+        if not torch.equal(logits, same):
+            raise UnsupportedModel(f"{name} has no exact form: {way} give other logits")
+    data = whole.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=CERTIFICATE_BYTES).digest()
+
+
+def _fed(model: ExactTransformer, ids: Tensor, blocks: list[int]) -> Tensor:
+    """Logits [S, T, V] of ids fed in blocks of these sizes."""
+    cache, parts, position = model.new_cache(*ids.shape), [], 0
+    for block in torch.split(ids, blocks, 1):
+        hidden = model.forward(block, cache, position)
+        parts.append(model.logits(hidden.flatten(0, 1)).view(*block.shape, -1))
+        position += block.shape[1]
+    return torch.cat(parts, 1)
+
+
+class _Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations on floats that are not known to be the same everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._running: list[nn.Module] = []
+
+    @property
+    def innermost(self) -> str:
+        """The class of the module that is running."""
+        return type(self._running[-1]).__name__ if self._running else "the model"
+
+    def __enter__(self) -> _Audit:
+        self._hooks = [
+            torch_module.register_module_forward_pre_hook(self._begin),
+            torch_module.register_module_forward_hook(self._end),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        if not isinstance(module, Exact):
+            self._running.append(module)
+
+    def _end(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not isinstance(module, Exact):
+            self._running.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not is_trusted() and (_has_floats(args) or _has_floats(result)):
+            name = func.overloadpacket.__name__
+            if not _is_safe(name, args, kwargs):
+                raise UnsupportedModel(
+                    f"{self.innermost} has no exact form: it computes {name!r} in floating point"
+                )
+        return result
+
+
+def _is_safe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name == "pow":
+        return bool(args[1] == 2)
+    if name in ("div", "div_"):  # some devices multiply by the reciprocal of a constant instead
+        whole = isinstance(args[1], Tensor) and args[1].ndim > 0
+        return whole or _is_power_of_two(args[1])
+    if name in ("add", "sub", "rsub", "add_", "sub_") and kwargs.get("alpha", 1) != 1:
+        return False
+    if name == "dropout" and args[2]:
+        return False
+    return name in _ELEMENTWISE or name in _MOVING
+
+
+def _is_power_of_two(number: Any) -> bool:
+    value = float(number)
+    return value > 0 and value.hex().split("p")[0] == "0x1.0000000000000"
+
+
+def _has_floats(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    if isinstance(value, list | tuple):
+        return any(_has_floats(entry) for entry in value)
+    return False

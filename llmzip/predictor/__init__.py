@@ -1,0 +1,26 @@
+"""Token ids so far → logits of the next token.
+
+`base`: what a predictor is. `exact`: the same bits everywhere. `plain`: any model as it is, for
+one environment.
+"""
+
+from llmzip.predictor.base import Context, Predictor, Run, TablePredictor
+from llmzip.predictor.exact import (
+    ARITHMETIC,
+    ExactPredictor,
+    build,
+    default_activations,
+    default_context,
+)
+
+__all__ = [
+    "ARITHMETIC",
+    "Context",
+    "ExactPredictor",
+    "Predictor",
+    "Run",
+    "TablePredictor",
+    "build",
+    "default_activations",
+    "default_context",
+]

@@ -1,0 +1,169 @@
+"""Any causal language model in plain floating point: for the very same environment alone.
+
+Sums are rounded in the order that a machine's libraries happen to take, so encoder and decoder
+take the same steps in the same shapes, and `environment` says what else must be the same.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmzip.errors import InexactDevice, UnsupportedModel
+from llmzip.exact import Outline, convert
+from llmzip.models import ModelFiles
+from llmzip.predictor.base import Context, context_for, require_memory
+
+_ATTENTION = "eager"  # the one that every architecture has
+# transformers computes some layers by these where they are installed
+_KERNELS = ("kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm", "flash-attn")
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
+def environment(device: str) -> dict[str, str]:
+    """What the bits of floating-point inference depend on, as far as we know."""
+    cuda = device != "cpu" and torch.cuda.is_available()
+    return {
+        "device": device,
+        "processor": torch.cuda.get_device_name() if cuda else _processor(),
+        "instructions": "" if cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "attention": _ATTENTION,
+        "kernels": ", ".join(f"{n} {v}" for n in _KERNELS if (v := _version(n))),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+class PlainPredictor:
+    """A model of transformers as it is, in its files' precision on a GPU, in float32 on a CPU."""
+
+    certificate = b""
+
+    def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
+        """`device` "auto" spreads the model over all devices (accelerate's device_map)."""
+        config = convert.read_config(files.config)
+        size = sum(
+            t.numel() * (4 if device == "cpu" else t.itemsize) for t in files.tensors.values()
+        )
+        if device != "auto":
+            require_memory(size, device, files.name)
+        network: Any = convert.build_network(config, files.tensors, _ATTENTION)
+        try:
+            if device == "cpu":
+                network = network.float()
+            else:
+                network = _spread(network) if device == "auto" else network.to(device)
+                torch.use_deterministic_algorithms(True, warn_only=True)
+        except (RuntimeError, AssertionError) as error:
+            raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
+        self.network, self.bos, self.context = network, files.bos, context
+        self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
+        self.threads = torch.get_num_threads()
+
+    def run(self, streams: int, steps: int) -> _PlainRun:
+        return _PlainRun(self, streams)
+
+    def memory(self, streams: int, steps: int) -> int:
+        """Not known for any architecture; the weights dwarf it in most."""
+        return streams * 16 * self.vocabulary
+
+    def cores(self, rows: int) -> int:
+        return 1  # streams stay together, as their number is part of the shapes
+
+
+def default_context(files: ModelFiles) -> Context:
+    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens."""
+    config = convert.read_config(files.config)
+    try:
+        found = convert.outline(config)
+    except UnsupportedModel:
+        text = config.get_text_config(decoder=True)
+        context = getattr(text, "max_position_embeddings", None) or 2048
+        found = Outline(int(text.vocab_size), 0, 0, int(context), (None,), 0)
+    # sliding or not, a window restarts early: here it is fed again in one piece
+    return context_for(replace(found, windows=(None,)), files.name)
+
+
+def _spread(network: Any) -> Any:
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    kept_whole = network._no_split_modules
+    return dispatch_model(
+        network, infer_auto_device_map(network, no_split_module_classes=kept_whole)
+    )
+
+
+class _PlainRun:
+    def __init__(self, predictor: PlainPredictor, streams: int) -> None:
+        self._p, self._streams = predictor, streams
+        self._recent = torch.empty(streams, 0, dtype=torch.int64)
+        self._restart(self._recent)
+
+    def _restart(self, prefix: Tensor) -> None:
+        bos = torch.full((self._streams, 1), self._p.bos, dtype=torch.int64)
+        self._waiting = torch.cat([bos, prefix], 1)
+        self._position = 0
+        self._cache: dict[str, Any] = {}
+
+    @torch.inference_mode()
+    def _feed(self, ids: Tensor) -> Tensor:
+        """ids [S, T] → logits after the last, [S, V]."""
+        torch.set_num_threads(self._p.threads)  # a setting of each thread, and part of the shapes
+        given = dict(self._cache)
+        if "cache_params" in given:  # state-space models count for themselves
+            given["cache_position"] = torch.tensor([self._position])
+        name = type(self._p.network).__name__
+        try:
+            out = self._p.network(input_ids=ids.to(self._p.network.device), use_cache=True, **given)
+        except Exception as error:  # some architectures cannot go on from a cache
+            raise UnsupportedModel(f"{name} fails in {type(error).__name__}: {error}") from None
+        self._cache = {n: out[n] for n in _CACHES if out.get(n) is not None}
+        if not self._cache:
+            raise UnsupportedModel(f"{name} keeps no cache that steps could go on from")
+        self._position += ids.shape[1]
+        logits: Tensor = out.logits[:, -1].float().cpu()
+        if not torch.isfinite(logits).all():
+            raise UnsupportedModel("the model's logits are not finite")
+        return logits
+
+    def first(self) -> Tensor:
+        return self._feed(self._waiting)
+
+    def step(self, ids: Tensor) -> Tensor:
+        ids, context = ids[:, None].cpu(), self._p.context
+        self._recent = torch.cat([self._recent, ids], 1)[:, -max(1, context.overlap) :]
+        if self._position == context.window:
+            self._restart(self._recent[:, len(self._recent[0]) - context.overlap :])
+            return self.first()
+        return self._feed(ids)
+
+    def score(self, ids: Tensor) -> Iterator[Tensor]:
+        """As the decoder will: step by step."""
+        yield self.first()[None]
+        for t in range(1, ids.shape[1]):
+            yield self.step(ids[:, t - 1])[None]

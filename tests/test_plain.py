@@ -1,0 +1,157 @@
+"""Same-environment archives: any causal model, refused elsewhere by the name of the difference."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import PROSE, TINY, run
+from families import FAMILIES, UNKNOWN, build, save, tokenise, train
+
+import llmzip
+from llmzip import container
+from llmzip.codec import ArchiveWriter, Options
+from llmzip.errors import CorruptArchive, LlmzipError, WrongEnvironment
+from llmzip.predictor import plain
+
+CONTENT = PROSE.encode()
+
+
+def _compressed(folder: Path, **options: object) -> bytes:
+    sink = io.BytesIO()
+    writer = ArchiveWriter(
+        sink,
+        Options(model=str(folder), same_environment=True, **options),  # type: ignore[arg-type]
+    )
+    writer.write(CONTENT)
+    writer.finish()
+    return sink.getvalue()
+
+
+def _has_model_frame(archive: bytes) -> bool:
+    frame = container.Reader(io.BytesIO(archive)).next_frame()
+    return frame is not None and frame.kind == container.MODEL
+
+
+@pytest.fixture(
+    scope="module", params=["mamba", "bloom", "gpt-j", "gemma2", "mixtral", "qwen3-next"]
+)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained, but certain enough of the next token to beat zstd on a short text."""
+    kind, given, _ = UNKNOWN[request.param]
+    path = tmp_path_factory.mktemp(request.param)
+    network = build(kind, given)
+    train(network, tokenise(CONTENT), steps=30 if request.param == "mamba" else 80)
+    save(network, path)
+    return path
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_any_causal_model(folder: Path, streams: int) -> None:
+    archive = _compressed(folder, streams=streams, context=(64, 32))
+    assert _has_model_frame(archive)
+    assert llmzip.decompress(archive, model=str(folder)) == CONTENT
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    network = build(*FAMILIES["gpt2"])
+    train(network, tokenise(CONTENT), steps=80)
+    save(network, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(gpt2: Path) -> bytes:
+    return _compressed(gpt2)
+
+
+def test_the_header_records_the_environment(archive: bytes) -> None:
+    header = container.Reader(io.BytesIO(archive)).model
+    assert header is not None
+    assert header.profile == 4
+    assert json.loads(header.environment) == plain.environment("cpu")
+    assert {"torch", "transformers", "processor", "threads", "attention"} <= set(
+        json.loads(header.environment)
+    )
+
+
+@pytest.mark.parametrize("name", ["torch", "threads", "processor", "instructions"])
+def test_another_environment_is_refused_by_name(
+    name: str, archive: bytes, gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = plain.environment("cpu")
+    monkeypatch.setattr(plain, "environment", lambda device: {**here, name: "other"})
+    with pytest.raises(WrongEnvironment, match=f"{name} was .*, here 'other' .*--force"):
+        llmzip.decompress(archive, model=str(gpt2))
+
+
+def test_force_tries_nevertheless(archive: bytes, gpt2: Path, tmp_path: Path) -> None:
+    """From the command line, in a process with another number of threads."""
+    path = tmp_path / "text.llmz"
+    path.write_bytes(archive)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "llmzip.cli", "decompress", str(path), "--model", str(gpt2)]
+    refused = subprocess.run(command, capture_output=True, env=environment, text=True)
+    assert refused.returncode == 1
+    assert "threads was '1', here '2'" in refused.stderr
+    assert not (tmp_path / "text").exists()
+    forced = subprocess.run([*command, "--force"], capture_output=True, env=environment, text=True)
+    # other shapes of threads may have other bits; then the check refuses them
+    if forced.returncode == 0:
+        assert (tmp_path / "text").read_bytes() == CONTENT
+    else:
+        assert "content check" in forced.stderr
+        assert not (tmp_path / "text").exists()
+
+
+def test_a_frame_that_does_not_decode_is_never_written(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmzip.codec import FrameCodec
+
+    monkeypatch.setattr(FrameCodec, "decode", lambda self, frame, progress: b"something else")
+    with pytest.raises(LlmzipError, match="verification failed"):
+        _compressed(gpt2)
+
+
+@pytest.mark.parametrize("environment", ["[]", "{", "\ufffd"])
+def test_a_malformed_environment(environment: str, archive: bytes, gpt2: Path) -> None:
+    model = container.Reader(io.BytesIO(archive)).model
+    assert model is not None
+    sink = io.BytesIO()
+    writer = container.Writer(sink, replace(model, environment=environment))
+    writer.write(container.Frame(container.MODEL, 3, b"....", 1, 1, last=True), b"abc")
+    with pytest.raises(CorruptArchive):
+        llmzip.decompress(sink.getvalue(), model=str(gpt2))
+
+
+def test_the_command_line(gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(CONTENT)
+    done = run("compress", str(path), "--model", str(gpt2), "--same-environment")
+    assert done.returncode == 0, done.stderr
+    path.unlink()
+    assert run("decompress", f"{path}.llmz", "--model", str(gpt2)).returncode == 0
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "options", [{"activations": "a8", "model": "x"}, {"model": None}], ids=["bits", "no model"]
+)
+def test_options_that_make_no_sense(options: dict[str, str | None]) -> None:
+    with pytest.raises(LlmzipError, match="same"):
+        Options(same_environment=True, **options)  # type: ignore[arg-type]
+
+
+def test_int8_weights_are_multiplied_out() -> None:
+    archive = _compressed(TINY)
+    assert _has_model_frame(archive)
+    assert llmzip.decompress(archive, model=str(TINY)) == CONTENT
