@@ -20,7 +20,12 @@ from llmzip.codec import ArchiveReader, ArchiveWriter, Options, Progress
 from llmzip.errors import LlmzipError
 
 _READ_SIZE = 1 << 20
-_KINDS = {container.RAW: "raw", container.ZSTD: "zstd", container.MODEL: "model"}
+_KINDS = {
+    container.RAW: "raw",
+    container.ZSTD: "zstd",
+    container.MODEL: "model",
+    container.LZMA: "lzma",
+}
 
 
 class UsageError(Exception):
@@ -69,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--activations", choices=("a8", "a16"), help="bits of activations "
                      "(default: what the model was made for)")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="decode every frame before it counts")
+    sub.add_argument("--no-memory", dest="memory", action="store_false", help="do not learn from "
+                     "what the text has said so far (for research)")  # fmt: skip
     sub.add_argument("--same-environment", action="store_true", help="take any model, in plain "
                      "floating point: decodes on the same machine and versions alone")  # fmt: skip
 
@@ -135,7 +142,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _options(arguments: argparse.Namespace) -> Options:
     given = vars(arguments)
-    names = ("model", "device", "streams", "activations", "verify", "same_environment", "force")
+    names = (
+        "model",
+        "device",
+        "streams",
+        "activations",
+        "verify",
+        "memory",
+        "same_environment",
+        "force",
+    )
     try:
         return Options(**{name: given[name] for name in names if name in given})
     except LlmzipError as error:
@@ -340,7 +356,8 @@ def describe(source: BinaryIO) -> dict[str, Any]:
             "name": header.name or models.embedded_with_digest(header.digest_start),
             "digest": header.digest_start.hex(),
             "profile": header.profile,
-            "activations": PROFILES.get(header.profile),
+            "activations": PROFILES.get(header.profile & 15),
+            "memory": header.profile >> 4,
             "window": header.window,
             "overlap": header.overlap,
         }

@@ -8,6 +8,7 @@ and of terminals. Torch is loaded when a model is needed, not before.
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -37,15 +38,20 @@ MOST_STREAMS = 256  # and there are no more than these: caches of keys and value
 
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
-# the header's profile: exact arithmetic version 1 in three precisions, or none
+# the header's profile, low half: exact arithmetic version 1 in three precisions, or none
 PROFILES = {1: "a8", 2: "a16k8", 3: "a16", 4: "plain"}
+_MEMORIES = (0, 1)  # high half: none, or memory version 1
 _ACTIVATIONS = ("a8", "a16")  # that are written today
 
 _ZSTD_LEVEL = 19
-_PLAIN_RATIO = 50  # what zstd makes this much smaller needs no model
+_LZMA = [
+    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": container.FRAME_LIMIT}
+]
+_PLAIN_RATIO = 400  # what zstd makes this much smaller needs no model
 _SAMPLE = 1024  # bytes a snippet,
 _SNIPPETS = 16  # by which a large frame is tried
-_HOPELESS = 1.5  # times zstd's size: the whole frame would not do better than zstd
+_DENSE = 3.0  # bits a byte where it is stored: of what is smaller, the memory may make more
+_HOPELESS = 1.5  # times the stored size: the whole frame would not do better
 
 Progress = Callable[[int], None]  # told how many bytes of content are done since last told
 
@@ -61,6 +67,7 @@ class Options:
     context: tuple[int, int] | None = None  # window and overlap; None: the model's
     frame_size: int = FRAME_SIZE
     verify: bool = False  # decode every frame before it is written
+    memory: bool = True  # learn from what the frame has said so far
     same_environment: bool = False  # plain floating point: any model, this environment alone
     force: bool = False  # read such an archive in another environment
 
@@ -109,20 +116,36 @@ class _Get:
 
 
 def _code_step(
-    turn: _Turn, rows: np.ndarray, columns_of: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """One token of each stream: weights of rows [n, R], then of columns [n, C] given the rows."""
+    turn: _Turn,
+    rows: np.ndarray,
+    columns_of: Callable[[np.ndarray], np.ndarray],
+    memory: _Memory | None,
+    known: np.ndarray,
+    columns_a_row: int,
+) -> np.ndarray:
+    """One id of each stream, int32 [n]: its row by weights [n, R] (overwritten), then its column
+    by weights [n, C] given the row. `known` are the weights of the memory's candidates [n, K]."""
+    if memory is None:
+        row = turn.code(rows)
+        plain: np.ndarray = row * columns_a_row + turn.code(columns_of(row))
+        return plain
+    memory.weigh(rows, known)
     row = turn.code(rows)
-    return row, turn.code(columns_of(row))
+    columns = columns_of(row)
+    memory.weigh_columns(columns, row)
+    ids: np.ndarray = row * columns_a_row + turn.code(columns)
+    memory.learn(ids)
+    return ids
 
 
 class FrameCodec:
     """One model's way from content to payload and back."""
 
-    def __init__(self, tokens: Tokens, predictor: Predictor) -> None:
+    def __init__(self, tokens: Tokens, predictor: Predictor, *, memory: bool = True) -> None:
+        """With `memory`, the streams of a frame learn from what they all have said so far."""
         from llmzip.frequencies import Layout
 
-        self.tokens, self.predictor = tokens, predictor
+        self.tokens, self.predictor, self.memory = tokens, predictor, memory
         self.layout = Layout(predictor.vocabulary, tokens.size)
 
     def encode(self, content: bytes, streams: int | None, progress: Progress) -> container.Frame:
@@ -135,13 +158,31 @@ class FrameCodec:
         encoder = Encoder()
         turn = _Put(encoder)
         report = _Share(progress, len(content), len(table))
+        memory = _Memory(streams, len(table), self.layout.columns) if self.memory else None
+        if memory is not None:
+            memory.recall_all(table, last)
         with Team(streams, self.predictor.cores(len(ids))) as team:
-            scored = team.together(self._scored(table[:, part]) for part in team.parts)
+            scored = team.together(
+                self._scored(
+                    table[:, part], None if memory is None else memory.all_candidates[:, part]
+                )
+                for part in team.parts
+            )
             for step, parts in enumerate(scored):
-                rows, row, columns, column = map(np.concatenate, zip(*parts, strict=True))
+                arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
+                rows, row, columns, column, known = arrays
                 n = last if step == len(table) - 1 else streams
                 turn.known = [column[:n], row[:n]]
-                _code_step(turn, rows[:n], lambda _, c=columns[:n]: c)  # type: ignore[misc]
+                if memory is not None:
+                    memory.turn_to(step)
+                _code_step(
+                    turn,
+                    rows[:n],
+                    lambda _, c=columns[:n]: c,  # type: ignore[misc]
+                    memory,
+                    known[:n],
+                    self.layout.columns,
+                )
                 report.done(step + 1)
         payload = encoder.words()
         return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
@@ -159,6 +200,7 @@ class FrameCodec:
                 f"the limit is {MEMORY_LIMIT >> 20} MiB"
             )
         table = np.zeros((steps, frame.streams), dtype=np.int32)
+        no_candidates = np.zeros((frame.streams, 0), dtype=np.int32)
         decoder = Decoder(frame.payload)
         turn = _Get(decoder)
         report = _Share(progress, frame.content_length, steps)
@@ -166,8 +208,12 @@ class FrameCodec:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
             before: list[np.ndarray | None] = [None] * len(parts)
+            remembered = _Memory(frame.streams, steps, self.layout.columns) if self.memory else None
             for step in range(steps):
-                weights, sums = zip(*team.each(self._advance, runs, before), strict=True)
+                candidates = remembered.recall() if remembered is not None else no_candidates
+                asked = [candidates[part] for part in parts]
+                results = team.each(self._advance, runs, before, asked)
+                weights, sums, known = zip(*results, strict=True)
                 n = last if step == steps - 1 else frame.streams
 
                 def columns_of(row: np.ndarray, weights: tuple[Any, ...] = weights) -> np.ndarray:
@@ -176,25 +222,36 @@ class FrameCodec:
                     ]
                     return np.concatenate(chosen)
 
-                row, column = _code_step(turn, np.concatenate(sums)[:n], columns_of)
-                table[step, :n] = row * self.layout.columns + column
+                table[step, :n] = _code_step(
+                    turn,
+                    np.concatenate(sums)[:n],
+                    columns_of,
+                    remembered,
+                    np.concatenate(known)[:n],
+                    self.layout.columns,
+                )
                 if int(table[step, :n].max()) >= self.layout.size:
                     raise CorruptArchive("the archive holds a token beyond the vocabulary")
                 before = [table[step, part] for part in parts]
+                if remembered is not None:
+                    remembered.observe(table[step, :n])
                 report.done(step + 1)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
 
-    def _advance(self, run: Run, ids: np.ndarray | None) -> tuple[Any, np.ndarray]:
-        """Each stream's last id (None at the start) → weights of the next [S, R, C], and their
-        sums over rows [S, R]."""
+    def _advance(
+        self, run: Run, ids: np.ndarray | None, candidates: np.ndarray
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Each stream's last id (None at the start) → weights of the next [S, R, C], their sums
+        over rows [S, R], and those of candidates [S, K]."""
         import torch
 
         from llmzip import frequencies
 
         logits = run.first() if ids is None else run.step(torch.from_numpy(self._shown(ids)))
         weights = self.layout.weights(logits)
-        return weights, frequencies.row_sums(weights).cpu().numpy()
+        sums = frequencies.row_sums(weights).cpu().numpy()
+        return weights, sums, _weights_of(candidates, weights)
 
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
@@ -220,14 +277,17 @@ class FrameCodec:
         size = sum(len(self.tokens.decode(ids[:length])) for ids in coded)
         bits = 0.0
         with Team(1, 1):  # a short job: not worth threads that wait for each other
-            for rows, row, columns, column in self._scored(table):
+            for rows, row, columns, column, _ in self._scored(table, None):
                 arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
                 bits += frequencies.bits(*map(torch.from_numpy, arrays))
         return bits / max(1, size)
 
-    def _scored(self, table: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-        """ids int32 [steps, S] → per step: weights of rows [S, R], row [S], weights of that
-        row's columns [S, C], column [S]."""
+    def _scored(
+        self, table: np.ndarray, candidates: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """ids int32 [steps, S], candidates int32 [steps, S, K] → per step: weights of rows
+        [S, R], row [S], weights of that row's columns [S, C], column [S], and weights of
+        candidates [S, K]."""
         import torch
 
         from llmzip import frequencies
@@ -243,8 +303,14 @@ class FrameCodec:
             rows = frequencies.row_sums(weights).cpu().numpy().reshape(count, streams, -1)
             columns = _columns(weights, row[step : step + count].reshape(-1))
             columns = columns.reshape(count, streams, -1)
+            if candidates is None:
+                known = np.zeros((count, streams, 0))
+            else:
+                known = candidates[step : step + count]
+                known = _weights_of(known.reshape(count * streams, -1), weights)
+                known = known.reshape(count, streams, -1)
             for i in range(count):
-                yield rows[i], row[step], columns[i], column[step]
+                yield rows[i], row[step], columns[i], column[step], known[i]
                 step += 1
 
 
@@ -257,6 +323,60 @@ def _columns(weights: Any, rows: np.ndarray) -> np.ndarray:
     chosen = torch.from_numpy(rows).long().to(weights.device)
     columns: np.ndarray = frequencies.columns_of(weights[: len(rows)], chosen).cpu().numpy()
     return columns
+
+
+def _weights_of(candidates: np.ndarray, weights: Any) -> np.ndarray:
+    """Candidates int32 [n, K], -1 for none, weights int32 tensor [n, R, C] → float64 [n, K]."""
+    import torch
+
+    ids = torch.from_numpy(np.maximum(candidates, 0).astype(np.int64)).to(weights.device)
+    known: np.ndarray = weights.flatten(1).gather(1, ids).double().cpu().numpy()
+    return known
+
+
+class _Memory:
+    """The memory of one frame: what it recalls for a step, and what it makes of the outcome."""
+
+    def __init__(self, streams: int, steps: int, columns: int) -> None:
+        from llmzip.memory import CANDIDATES, SOURCES, Mixer, Recall
+
+        self._recall, self._mixer, self._columns = Recall(streams, steps), Mixer(streams), columns
+        self._candidates = np.zeros((streams, CANDIDATES), dtype=np.int32)
+        self._evidence = np.zeros((streams, CANDIDATES, SOURCES), dtype=np.uint8)
+
+    def recall(self) -> np.ndarray:
+        """Candidates for the next step, int32 [S, K]."""
+        self._recall.recall(self._candidates, self._evidence)
+        return self._candidates
+
+    def observe(self, ids: np.ndarray) -> None:
+        self._recall.observe(ids)
+
+    def recall_all(self, table: np.ndarray, last: int) -> None:
+        """What `recall` and `observe` would do for all steps, ids int32 [T, S]."""
+        self.all_candidates, self._all_evidence = self._recall.recall_all(table, last)
+
+    def turn_to(self, step: int) -> None:
+        self._candidates = self.all_candidates[step]
+        self._evidence = self._all_evidence[step]
+
+    def weigh(self, rows: np.ndarray, known: np.ndarray) -> None:
+        """Change weights of rows [n, R], given those of the candidates [n, K]."""
+        from llmzip.memory import place_in_rows
+
+        n = len(rows)
+        total = rows.sum(1)  # whole numbers below 2^53: exact
+        self._weights = self._mixer.mix(self._candidates[:n], self._evidence[:n], known, total)
+        place_in_rows(rows, self._candidates[:n], known, self._weights, self._columns)
+
+    def weigh_columns(self, columns: np.ndarray, row: np.ndarray) -> None:
+        """Change weights of columns [n, C] within each stream's row."""
+        from llmzip.memory import place_in_columns
+
+        place_in_columns(columns, row, self._candidates[: len(row)], self._weights)
+
+    def learn(self, ids: np.ndarray) -> None:
+        self._mixer.learn(self._candidates[: len(ids)], self._evidence[: len(ids)], ids)
 
 
 class _Share:
@@ -298,13 +418,13 @@ _ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for sh
 
 
 def _frame_codec(
-    files: ModelFiles, kind: str, window: int, overlap: int, device: str
+    files: ModelFiles, kind: str, window: int, overlap: int, device: str, memory: bool
 ) -> FrameCodec:
     """`kind` is one of PROFILES."""
     from llmzip import predictor
     from llmzip.tokens import Tokens
 
-    key = (files.digest, kind, window, overlap, device)
+    key = (files.digest, kind, window, overlap, device, memory)
     if key not in _ready:
         _ready.clear()  # first, so that memory holds one model at a time
         context = predictor.Context(window, overlap)
@@ -315,7 +435,8 @@ def _frame_codec(
             model = plain.PlainPredictor(files, context, device)
         else:
             model = predictor.build(files, activations=kind, context=context, device=device)
-        _ready[key] = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model)
+        tokens = Tokens(files.tokenizer_json, model.vocabulary)
+        _ready[key] = FrameCodec(tokens, model, memory=memory)
     return _ready[key]
 
 
@@ -335,9 +456,10 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
         default = predictor.default_context(files)
     window, overlap = options.context or (default.window, default.overlap)
     window, overlap = container.round_length(window), container.round_length(overlap)
-    codec = _frame_codec(files, kind, window, overlap, options.device)
+    codec = _frame_codec(files, kind, window, overlap, options.device, options.memory)
+    profile = next(number for number, k in PROFILES.items() if k == kind)
     header = container.ModelHeader(
-        profile=next(number for number, k in PROFILES.items() if k == kind),
+        profile=profile | (_MEMORIES[-1] << 4 if options.memory else 0),
         digest_start=files.digest[: container.DIGEST_START],
         window=window,
         overlap=overlap,
@@ -356,15 +478,16 @@ def _public_name(name: str) -> str:
 
 
 def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
-    kind = PROFILES.get(header.profile)
-    if kind is None:
+    kind, memory = PROFILES.get(header.profile & 15), header.profile >> 4
+    if kind is None or memory not in _MEMORIES:
         raise UnsupportedArchive(
-            f"arithmetic profile {header.profile}; this llmzip knows {sorted(PROFILES)}"
+            f"profile {header.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
+            f"and memory {list(_MEMORIES)}"
         )
     files = find_model(header, options.model)
     if kind == "plain" and not options.force:
         _require_environment(header.environment, options.device)
-    codec = _frame_codec(files, kind, header.window, header.overlap, options.device)
+    codec = _frame_codec(files, kind, header.window, header.overlap, options.device, bool(memory))
     if codec.predictor.certificate != header.certificate:
         from importlib.metadata import version
 
@@ -498,15 +621,25 @@ def _silent(count: int) -> None:
 
 
 def _stored(content: bytes, last: bool) -> container.Frame:
+    """The smallest of raw, zstd and LZMA."""
     payload = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(content)
-    if len(payload) + 2 < len(content):
-        return container.Frame(container.ZSTD, len(content), payload, last=last)
-    return container.Frame(container.RAW, len(content), content, last=last)
+    if len(payload) + 2 >= len(content):
+        return container.Frame(container.RAW, len(content), content, last=last)
+    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=_LZMA)
+    if len(packed) < len(payload):
+        return container.Frame(container.LZMA, len(content), packed, last=last)
+    return container.Frame(container.ZSTD, len(content), payload, last=last)
 
 
 def _unstored(frame: container.Frame) -> bytes:
     if frame.kind == container.RAW:
         return frame.payload
+    if frame.kind == container.LZMA:
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
+        try:
+            return unpacker.decompress(frame.payload, frame.content_length + 1)
+        except lzma.LZMAError as error:
+            raise CorruptArchive(f"an LZMA frame is damaged ({error})") from None
     try:
         # bounded by what the frame's header says, not by what zstd's header says
         reader = zstandard.ZstdDecompressor(max_window_size=container.FRAME_LIMIT).stream_reader(
@@ -520,7 +653,7 @@ def _unstored(frame: container.Frame) -> bytes:
 
 def _stands_a_chance(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
     """Try a large frame by evenly spaced snippets before all of it is scored."""
-    if len(content) < 4 * _SAMPLE * _SNIPPETS:
+    if len(content) < 4 * _SAMPLE * _SNIPPETS or stored_bits < _DENSE:
         return True
     stride = len(content) // _SNIPPETS
     snippets = [content[i * stride : i * stride + _SAMPLE] for i in range(_SNIPPETS)]

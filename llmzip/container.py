@@ -15,7 +15,7 @@ MAGIC = b"LLMZ"
 VERSION = 1
 SUFFIX = ".llmz"
 
-RAW, ZSTD, MODEL = 0, 1, 2  # Frame_Kind
+RAW, ZSTD, MODEL, LZMA = 0, 1, 2, 3  # Frame_Kind
 
 FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
 SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
@@ -232,7 +232,7 @@ class Reader:
         kind_byte = self._take(1)
         self._fields = kind_byte
         kind = kind_byte[0] & _KIND_MASK
-        if kind_byte[0] & ~(_KIND_MASK | _LAST_FRAME) or kind not in (RAW, ZSTD, MODEL):
+        if kind_byte[0] & ~(_KIND_MASK | _LAST_FRAME):
             raise UnsupportedArchive(f"unknown kind of frame ({kind_byte[0]:#04x})")
         if kind == MODEL and self.model is None:
             raise CorruptArchive("a frame needs a model, but the header names none")

@@ -14,8 +14,10 @@ CASES: dict[str, tuple[bytes, Options]] = {
     "empty": (b"", Options(model=str(TINY))),
     "raw": (bytes(range(256)), Options(model=str(TINY))),
     "zstd": (b"again and again, " * 500, Options(model=str(TINY))),
+    "lzma": (AWKWARD["all bytes"] * 3 + b"again" * 40, Options(model=str(TINY))),
     "a8": (PROSE.encode(), Options(model=str(TINY), activations="a8")),
     "a16": (PROSE.encode(), Options(model=str(TINY), activations="a16", streams=3)),
+    "no-memory": (PROSE.encode(), Options(model=str(TINY), memory=False)),
     "restarts": (
         (PROSE + PROSE[::-1]).encode(),
         Options(model=str(TINY), context=(64, 32), streams=2),

@@ -6,6 +6,7 @@ Model payloads are beyond it; it is given the content to verify their checks wit
 from __future__ import annotations
 
 import hashlib
+import lzma
 from collections.abc import Iterator
 
 import zstandard
@@ -56,6 +57,9 @@ def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
         signed = header + offset.to_bytes(8, "little") + fields + part
         assert archive[at : at + 4] == _hash(signed, 4)
         at += 4
+        if kind == 3:
+            filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 26}]
+            payload = lzma.decompress(payload, lzma.FORMAT_RAW, filters=filters)
         if kind == 1:
             payload = zstandard.ZstdDecompressor().decompress(payload)
         yield kind, length, payload
