@@ -18,9 +18,10 @@ _INPUTS = SOURCES + 2  # each source, the language model, a constant
 _CONSTANT = 80
 _RANKS = 3  # places in the order of candidates that are told apart
 _CONTEXTS = (SOURCES + 1) * _RANKS  # by the best source that knows the candidate, and the rank
+_ODDS = 24  # classes of the language model's own logit
 _BUCKETS = 33  # of logits, in the adaptive table
 _BUCKET = (2 * LOGIT_LIMIT + 2) // (_BUCKETS - 1)
-_RATE = 7  # of learning
+_RATE = 4  # of learning
 _MOST = 250  # observations that an estimate remembers
 _ONE = 1 << 22  # of estimates
 _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
@@ -34,7 +35,7 @@ def _first_estimates() -> np.ndarray:
     for source in range(SOURCES - 1):
         estimates[source, 0] = _ONE // 20
         estimates[source, 1:8] = _ONE // 100
-        for at in range(3):
+        for at in range(4):
             for i, n in enumerate(counts):
                 for j, m in enumerate(others):
                     trust = (8 if at == 0 else 5) * min(20, 6 + 3 * source)
@@ -55,12 +56,13 @@ class Mixer:
         self._by_context = np.zeros((_CONTEXTS, _INPUTS), dtype=np.int64)
         self._by_context[:, :SOURCES] = 9830  # 0.15, and the language model 1
         self._by_context[:, SOURCES] = 65536
+        self._by_odds = np.repeat(self._by_context[:1], _ODDS * _RANKS, axis=0)
         self._by_match = np.repeat(self._by_context[:1], STATES, axis=0)
         middles = np.minimum(np.arange(_BUCKETS) * _BUCKET, 2 * LOGIT_LIMIT + 1)
         self._refined = np.tile(SQUASH[middles] << 6, (_CONTEXTS, 1))
         self._refined_counts = np.full(self._refined.shape, 6, dtype=np.int64)
         self._inputs = np.zeros((streams, CANDIDATES, _INPUTS), dtype=np.int64)
-        self._chosen = np.zeros((streams, CANDIDATES, 4), dtype=np.int64)
+        self._chosen = np.zeros((streams, CANDIDATES, 5), dtype=np.int64)
 
     def mix(
         self, candidates: np.ndarray, evidence: np.ndarray, known: np.ndarray, total: np.ndarray
@@ -70,7 +72,7 @@ class Mixer:
         weights = np.ones(candidates.shape)
         _mix(
             candidates, evidence, known, total, self._estimates, self._by_context,
-            self._by_match, self._refined, self._inputs, self._chosen, weights,
+            self._by_match, self._by_odds, self._refined, self._inputs, self._chosen, weights,
         )  # fmt: skip
         return weights
 
@@ -78,7 +80,8 @@ class Mixer:
         """The ids int32 [n] that came after the last `mix`."""
         _learn(
             candidates, evidence, ids, self._estimates, self._counts, self._by_context,
-            self._by_match, self._refined, self._refined_counts, self._inputs, self._chosen,
+            self._by_match, self._by_odds, self._refined, self._refined_counts, self._inputs,
+            self._chosen,
         )  # fmt: skip
 
 
@@ -116,6 +119,7 @@ def _mix(
     estimates: np.ndarray,
     by_context: np.ndarray,
     by_match: np.ndarray,
+    by_odds: np.ndarray,
     refined: np.ndarray,
     inputs: np.ndarray,
     chosen: np.ndarray,
@@ -138,15 +142,20 @@ def _mix(
                 inputs[s, j, source] = STRETCH[estimates[source, state] >> 10] if state else 0
                 if state >= (16 if source == match else 8):
                     best = source + 1
-            odds = (_log2(weight) - _log2(rest)) * _LN2 >> 16
-            inputs[s, j, SOURCES] = _clipped(odds)
+            logit = (_log2(weight) - _log2(rest)) * _LN2 >> 16
+            inputs[s, j, SOURCES] = _clipped(logit)
             inputs[s, j, SOURCES + 1] = _CONSTANT
             context = best * _RANKS + min(j, _RANKS - 1)
             state = evidence[s, j, match]
+            odds = (inputs[s, j, SOURCES] + LOGIT_LIMIT + 1) >> 8
+            third = odds * _RANKS + min(j, _RANKS - 1)
+            chosen[s, j, 4] = third
             product = np.int64(0)
             for i in range(_INPUTS):
-                product += (by_context[context, i] + by_match[state, i]) * inputs[s, j, i]
-            logit = _clipped(product >> 17)
+                product += (
+                    by_context[context, i] + by_match[state, i] + by_odds[third, i]
+                ) * inputs[s, j, i]
+            logit = _clipped(product // (3 << 16))
             share = SQUASH[logit + LOGIT_LIMIT + 1]
             bucket = (logit + LOGIT_LIMIT + 1) // _BUCKET
             part = (logit + LOGIT_LIMIT + 1) - bucket * _BUCKET
@@ -173,6 +182,7 @@ def _learn(
     counts: np.ndarray,
     by_context: np.ndarray,
     by_match: np.ndarray,
+    by_odds: np.ndarray,
     refined: np.ndarray,
     refined_counts: np.ndarray,
     inputs: np.ndarray,
@@ -184,11 +194,13 @@ def _learn(
                 break
             yes = candidates[s, j] == ids[s]
             context, state = chosen[s, j, 0], chosen[s, j, 1]
+            third = chosen[s, j, 4]
             error = ((1 << 16) if yes else 0) - chosen[s, j, 2]
             for i in range(_INPUTS):
                 step = (inputs[s, j, i] * error * _RATE + (1 << 17)) >> 18
                 by_context[context, i] += step
                 by_match[state, i] += step
+                by_odds[third, i] += step
             target = _ONE - 1 if yes else 0
             for source in range(SOURCES):
                 state = evidence[s, j, source]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-ORDERS = (1, 2, 3, 4, 6)
-ENTRIES = 3  # ids remembered after a context, the last first
-CANDIDATES = 6
+ORDERS = (1, 2, 3, 4, 5, 7)
+ENTRIES = 4  # ids remembered after a context, the last first
+CANDIDATES = 16
 SOURCES = len(ORDERS) + 1  # the last one is the match
-STATES = 80  # of evidence from each source: 0 nothing, 1–7 something else, 8– the candidate
+STATES = 104  # of evidence from each source: 0 nothing, 1–7 something else, 8– the candidate
 MATCHES = (24, 8)  # ids that must be equal for a match to begin, the longer first
 
 _PAD = 32  # places before the first id of a stream, and the longest match looked at at first
@@ -25,9 +25,12 @@ _SHORTEST = 6  # ids that must really be equal
 
 # in which order candidates are thought of: (source, entry)
 _SEQUENCE = np.array(
-    [(5, 0), (4, 0), (3, 0), (2, 0), (4, 1), (3, 1), (1, 0), (2, 1), (0, 0), (1, 1), (2, 2),
-     (0, 1), (1, 2), (0, 2)]
-)  # fmt: skip
+    [
+        *[(6, 0), (5, 0), (4, 0), (3, 0), (2, 0), (4, 1), (3, 1), (1, 0), (2, 1), (0, 0), (1, 1)],
+        *[(2, 2), (3, 2), (4, 2), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (3, 3), (0, 3), (4, 3)],
+        (5, 1),
+    ]
+)
 # counts → classes
 _COUNT_CLASS = np.array([0, 0, 1, 2, 3, 3, 3, *[4] * 6, *[5] * 243])
 _OTHER_CLASS = np.array([0, 1, 2, 2, *[3] * 252])

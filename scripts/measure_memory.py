@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""What the memory brings: bits per byte of texts without it, with matches alone, with contexts
+alone, with both, and with the adaptive correction on top; as JSON and as a plot.
+
+python scripts/measure_memory.py TEXT... --out results/memory.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmzip import codec, models, predictor
+from llmzip.bench import circumstances
+from llmzip.codec import Options
+from llmzip.frequencies import Layout
+from llmzip.memory import CANDIDATES, SOURCES, Mixer, Recall
+from llmzip.tokens import Tokens
+
+WAYS = ("none", "matches", "contexts", "both", "both, corrected")
+_MATCH = SOURCES - 1
+
+
+class _Uncorrected(Mixer):
+    """Its adaptive table never adapts."""
+
+    def learn(self, candidates: np.ndarray, evidence: np.ndarray, ids: np.ndarray) -> None:
+        before = self._refined.copy()
+        super().learn(candidates, evidence, ids)
+        self._refined[:] = before
+
+
+def only(way: str, candidates: np.ndarray, evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates and evidence as if the other sources did not exist."""
+    if way not in ("matches", "contexts"):
+        return candidates, evidence
+    evidence = evidence.copy()
+    if way == "matches":
+        evidence[..., :_MATCH] = 0
+        known: np.ndarray = evidence[..., _MATCH] >= 16
+    else:
+        evidence[..., _MATCH] = 0
+        known = (evidence >= 8).any(-1)
+    order = np.argsort(~known, axis=-1, kind="stable")  # the coder's candidates have no gaps
+    kept = np.take_along_axis(np.where(known, candidates, -1), order, -1)
+    return kept, np.take_along_axis(evidence, order[..., None], -2)
+
+
+def measure(content: bytes, tokens: Tokens, model: Any) -> dict[str, float]:
+    """Way → bits per byte, in as many streams as by default."""
+    ids = tokens.encode(content)
+    streams = max(1, min(codec.MOST_STREAMS, len(ids) // codec.STREAM_TOKENS))
+    table = ids[: len(ids) // streams * streams].reshape(streams, -1).T.astype(np.int32)
+    table = np.ascontiguousarray(table)
+    steps = len(table)
+    candidates, evidence = Recall(streams, steps).recall_all(table, streams)
+    layout = Layout(model.vocabulary, tokens.size)
+    known = np.zeros((steps, streams, CANDIDATES))
+    own, total = np.zeros((steps, streams)), np.zeros((steps, streams))
+    shown = torch.from_numpy(np.where(table < model.vocabulary, table, 0).T.astype(np.int64))
+    step = 0
+    for logits in model.run(streams, steps).score(shown):
+        n = len(logits)
+        weights = layout.weights(logits.reshape(n * streams, -1)).flatten(1)
+        asked = torch.from_numpy(np.maximum(candidates[step : step + n], 0).astype(np.int64))
+        came = torch.from_numpy(table[step : step + n].astype(np.int64)).reshape(-1, 1)
+        known[step : step + n] = weights.gather(1, asked.flatten(0, 1)).view(n, streams, -1)
+        own[step : step + n] = weights.gather(1, came).view(n, streams)
+        total[step : step + n] = weights.sum(1, dtype=torch.float64).view(n, streams)
+        step += n
+    size = len(tokens.decode(np.ascontiguousarray(table.T).reshape(-1)))
+    found = {"none": float(np.log2(total / own).sum()) / size}
+    for way in WAYS[1:]:
+        mixer = Mixer(streams) if way != "both" else _Uncorrected(streams)
+        bits = 0.0
+        for t in range(steps):
+            chosen, reasons = only(way, candidates[t], evidence[t])
+            places = np.argmax(chosen[:, :, None] == candidates[t][:, None, :], -1)
+            weight = np.take_along_axis(known[t], places, -1)
+            mixed = mixer.mix(chosen, reasons, weight, total[t])
+            given = chosen >= 0
+            change = np.where(given, mixed - weight, 0).sum(1)
+            hit = given & (chosen == table[t][:, None])
+            mine = np.where(hit.any(1), (mixed * hit).sum(1), own[t])
+            bits += float(np.log2((total[t] + change) / mine).sum())
+            mixer.learn(chosen, reasons, table[t])
+        found[way] = bits / size
+    return found
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11, 5))
+    width = 0.8 / (len(WAYS) + 1)
+    places = np.arange(len(results))
+    for i, way in enumerate((*WAYS, "xz -9e")):
+        heights = [r["xz"] if way == "xz -9e" else r["bits_per_byte"][way] for r in results]
+        colour = "0.6" if way == "xz -9e" else pyplot.get_cmap("viridis")(i / len(WAYS))
+        axes.bar(places + (i - len(WAYS) / 2) * width, heights, width, label=way, color=colour)
+    axes.set_xticks(places, [r["text"] for r in results], rotation=35, ha="right", fontsize=8)
+    axes.set_ylabel("bits per byte")
+    axes.legend(title="memory")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", nargs="+", type=Path)
+    parser.add_argument("--model", help="default: the embedded one")
+    parser.add_argument("--bytes", type=int, default=200_000, help="of each text")
+    parser.add_argument("--out", type=Path, default=Path("results/memory.json"))
+    arguments = parser.parse_args()
+    files = models.load(arguments.model or models.DEFAULT)
+    model = predictor.build(
+        files,
+        activations=predictor.default_activations(files),
+        context=predictor.default_context(files),
+    )
+    tokens = Tokens(files.tokenizer_json, model.vocabulary)
+    results = []
+    for path in arguments.texts:
+        content = path.read_bytes()[: arguments.bytes]
+        entry: dict[str, Any] = {"text": path.name, "bytes": len(content)}
+        entry["bits_per_byte"] = measure(content, tokens, model)
+        entry["xz"] = 8 * len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) / len(content)
+        results.append(entry)
+        bits = entry["bits_per_byte"]
+        print(path.name, *(f"{way} {bits[way]:.4f}" for way in WAYS), f"xz {entry['xz']:.4f}")
+    report = {**circumstances(Options(model=arguments.model)), "results": results}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    plot(results, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
