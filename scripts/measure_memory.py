@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,30 @@ def only(way: str, candidates: np.ndarray, evidence: np.ndarray) -> tuple[np.nda
     evidence = evidence.copy()
     if way == "matches":
         evidence[..., :_MATCH] = 0
-        known: np.ndarray = evidence[..., _MATCH] >= 16
+        known = np.asarray(evidence[..., _MATCH] >= 16)
     else:
         evidence[..., _MATCH] = 0
-        known = (evidence >= 8).any(-1)
+        known = np.asarray((evidence >= 8).any(-1))
     order = np.argsort(~known, axis=-1, kind="stable")  # the coder's candidates have no gaps
     kept = np.take_along_axis(np.where(known, candidates, -1), order, -1)
     return kept, np.take_along_axis(evidence, order[..., None], -2)
 
 
-def measure(content: bytes, tokens: Tokens, model: Any) -> dict[str, float]:
-    """Way → bits per byte, in as many streams as by default."""
+@dataclass
+class Scored:
+    """A text's ids [T, S], what is recalled for each, and what the language model gives."""
+
+    size: int  # bytes
+    table: np.ndarray
+    candidates: np.ndarray
+    evidence: np.ndarray
+    known: np.ndarray  # weights of the candidates
+    own: np.ndarray  # of the id that came
+    total: np.ndarray
+
+
+def score(content: bytes, tokens: Tokens, model: Any) -> Scored:
+    """In as many streams as by default."""
     ids = tokens.encode(content)
     streams = max(1, min(codec.MOST_STREAMS, len(ids) // codec.STREAM_TOKENS))
     table = ids[: len(ids) // streams * streams].reshape(streams, -1).T.astype(np.int32)
@@ -75,23 +89,40 @@ def measure(content: bytes, tokens: Tokens, model: Any) -> dict[str, float]:
         total[step : step + n] = weights.sum(1, dtype=torch.float64).view(n, streams)
         step += n
     size = len(tokens.decode(np.ascontiguousarray(table.T).reshape(-1)))
-    found = {"none": float(np.log2(total / own).sum()) / size}
+    return Scored(size, table, candidates, evidence, known, own, total)
+
+
+def measure(scored: Scored, prior: bool = True) -> dict[str, float]:
+    """Way → bits per byte."""
+    table, candidates, total = scored.table, scored.candidates, scored.total
+    found = {"none": float(np.log2(total / scored.own).sum()) / scored.size}
     for way in WAYS[1:]:
-        mixer = Mixer(streams) if way != "both" else _Uncorrected(streams)
+        streams = table.shape[1]
+        mixer = Mixer(streams, prior=prior) if way != "both" else _Uncorrected(streams, prior=prior)
         bits = 0.0
-        for t in range(steps):
-            chosen, reasons = only(way, candidates[t], evidence[t])
+        for t in range(len(table)):
+            chosen, reasons = only(way, candidates[t], scored.evidence[t])
             places = np.argmax(chosen[:, :, None] == candidates[t][:, None, :], -1)
-            weight = np.take_along_axis(known[t], places, -1)
+            weight = np.take_along_axis(scored.known[t], places, -1)
             mixed = mixer.mix(chosen, reasons, weight, total[t])
             given = chosen >= 0
             change = np.where(given, mixed - weight, 0).sum(1)
             hit = given & (chosen == table[t][:, None])
-            mine = np.where(hit.any(1), (mixed * hit).sum(1), own[t])
+            mine = np.where(hit.any(1), (mixed * hit).sum(1), scored.own[t])
             bits += float(np.log2((total[t] + change) / mine).sum())
             mixer.learn(chosen, reasons, table[t])
-        found[way] = bits / size
+        found[way] = bits / scored.size
     return found
+
+
+def load_model(name: str | None) -> tuple[Tokens, Any]:
+    files = models.load(name or models.DEFAULT)
+    model = predictor.build(
+        files,
+        activations=predictor.default_activations(files),
+        context=predictor.default_context(files),
+    )
+    return Tokens(files.tokenizer_json, model.vocabulary), model
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -121,18 +152,12 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=200_000, help="of each text")
     parser.add_argument("--out", type=Path, default=Path("results/memory.json"))
     arguments = parser.parse_args()
-    files = models.load(arguments.model or models.DEFAULT)
-    model = predictor.build(
-        files,
-        activations=predictor.default_activations(files),
-        context=predictor.default_context(files),
-    )
-    tokens = Tokens(files.tokenizer_json, model.vocabulary)
+    tokens, model = load_model(arguments.model)
     results = []
     for path in arguments.texts:
         content = path.read_bytes()[: arguments.bytes]
         entry: dict[str, Any] = {"text": path.name, "bytes": len(content)}
-        entry["bits_per_byte"] = measure(content, tokens, model)
+        entry["bits_per_byte"] = measure(score(content, tokens, model))
         entry["xz"] = 8 * len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) / len(content)
         results.append(entry)
         bits = entry["bits_per_byte"]

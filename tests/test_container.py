@@ -121,7 +121,7 @@ def test_a_large_damaged_frame_is_noticed_before_it_is_decoded() -> None:
         (b"LLMZ\x01\x02", UnsupportedArchive, "unknown flags"),
         (b"LLMZ\x01\x01\x01digest\x00\x00", CorruptArchive, "a window of 0"),
         (b"LLMZ\x01\x01\x01digest\x30\x38", CorruptArchive, "window of 256 with an overlap"),
-        (b"LLMZ\x01\x00\x03", UnsupportedArchive, "kind of frame"),
+        (b"LLMZ\x01\x00\x04", UnsupportedArchive, "kind of frame"),
         (b"LLMZ\x01\x00\x44", UnsupportedArchive, "kind of frame"),
         (b"LLMZ\x01\x00\x82\x01", CorruptArchive, "names none"),
         (b"LLMZ\x01\x00\x80\xff\xff\xff\xff\x01", CorruptArchive, "content length"),

@@ -105,7 +105,7 @@ def test_weights_stand_in_their_rows_and_columns() -> None:
 
 def test_the_mixer_learns_whom_to_trust() -> None:
     """A source that is always right, one that is always wrong."""
-    mixer = Mixer(1)
+    mixer = Mixer(1, prior=False)
     candidates = np.full((1, CANDIDATES), -1, dtype=np.int32)
     candidates[0, :2] = 7, 8
     evidence = np.zeros((1, CANDIDATES, SOURCES), dtype=np.uint8)

@@ -8,11 +8,17 @@ and the outcome is refined by another adaptive table. Integers alone.
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 from numba import njit
 
 from llmzip.memory.recall import CANDIDATES, SOURCES, STATES
 from llmzip.memory.tables import LOG2, LOGIT_LIMIT, SHARES, SQUASH, STRETCH
+
+PRIOR = Path(__file__).with_name("prior.json")
 
 _INPUTS = SOURCES + 2  # each source, the language model, a constant
 _CONSTANT = 80
@@ -23,6 +29,7 @@ _BUCKETS = 33  # of logits, in the adaptive table
 _BUCKET = (2 * LOGIT_LIMIT + 2) // (_BUCKETS - 1)
 _RATE = 4  # of learning
 _MOST = 250  # observations that an estimate remembers
+_CONFIDENCE = 30  # observations that the prior counts for, at most
 _ONE = 1 << 22  # of estimates
 _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
 _RAREST = 1 << 12  # the share that all else keeps, of 2^32
@@ -47,22 +54,52 @@ def _first_estimates() -> np.ndarray:
     return estimates
 
 
+@cache
+def _prior() -> dict[str, np.ndarray]:
+    """The state that texts kept for tuning left a mixer in (scripts/train_memory.py)."""
+    state = json.loads(PRIOR.read_bytes())
+    return {name: np.array(table, dtype=np.int64) for name, table in state.items()}
+
+
 class Mixer:
     """What was learned of how much each source is worth; for S streams in lockstep."""
 
-    def __init__(self, streams: int) -> None:
-        self._estimates = _first_estimates()
-        self._counts = np.full((SOURCES, STATES), 6, dtype=np.int64)
-        self._by_context = np.zeros((_CONTEXTS, _INPUTS), dtype=np.int64)
-        self._by_context[:, :SOURCES] = 9830  # 0.15, and the language model 1
-        self._by_context[:, SOURCES] = 65536
-        self._by_odds = np.repeat(self._by_context[:1], _ODDS * _RANKS, axis=0)
-        self._by_match = np.repeat(self._by_context[:1], STATES, axis=0)
-        middles = np.minimum(np.arange(_BUCKETS) * _BUCKET, 2 * LOGIT_LIMIT + 1)
-        self._refined = np.tile(SQUASH[middles] << 6, (_CONTEXTS, 1))
-        self._refined_counts = np.full(self._refined.shape, 6, dtype=np.int64)
+    def __init__(self, streams: int, *, prior: bool = True) -> None:
+        """Without the `prior`, all is to be learned from the text itself."""
+        if prior:
+            state = _prior()
+            self._estimates = state["estimates"].copy()
+            self._counts = state["counts"].copy()
+            self._by_context = state["by_context"].copy()
+            self._by_match = state["by_match"].copy()
+            self._by_odds = state["by_odds"].copy()
+            self._refined = state["refined"].copy()
+            self._refined_counts = state["refined_counts"].copy()
+        else:
+            self._estimates = _first_estimates()
+            self._counts = np.full((SOURCES, STATES), 6, dtype=np.int64)
+            self._by_context = np.zeros((_CONTEXTS, _INPUTS), dtype=np.int64)
+            self._by_context[:, :SOURCES] = 9830  # 0.15, and the language model 1
+            self._by_context[:, SOURCES] = 65536
+            self._by_odds = np.repeat(self._by_context[:1], _ODDS * _RANKS, axis=0)
+            self._by_match = np.repeat(self._by_context[:1], STATES, axis=0)
+            middles = np.minimum(np.arange(_BUCKETS) * _BUCKET, 2 * LOGIT_LIMIT + 1)
+            self._refined = np.tile(SQUASH[middles] << 6, (_CONTEXTS, 1))
+            self._refined_counts = np.full(self._refined.shape, 6, dtype=np.int64)
         self._inputs = np.zeros((streams, CANDIDATES, _INPUTS), dtype=np.int64)
         self._chosen = np.zeros((streams, CANDIDATES, 5), dtype=np.int64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a prior is made of; no count is above what leaves room to learn."""
+        return {
+            "estimates": self._estimates,
+            "counts": np.minimum(self._counts, _CONFIDENCE),
+            "by_context": self._by_context,
+            "by_match": self._by_match,
+            "by_odds": self._by_odds,
+            "refined": self._refined,
+            "refined_counts": np.minimum(self._refined_counts, _CONFIDENCE),
+        }
 
     def mix(
         self, candidates: np.ndarray, evidence: np.ndarray, known: np.ndarray, total: np.ndarray
