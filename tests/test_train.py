@@ -119,6 +119,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(work: Path, tmp_path: Path) -
         assert torch.equal(one, other)
 
 
+def test_a_run_goes_on_from_a_compact_checkpoint(work: Path) -> None:
+    whole, _ = loop.train(TINY, work, 1, phase="stable", max_steps=5)
+    loop.write_compact(work / "checkpoint.safetensors", work / "compact.safetensors")
+    shutil.move(work / "compact.safetensors", work / "checkpoint.safetensors")
+    resumed, progress = loop.train(TINY, work, 1, phase="stable", max_steps=0, resume=True)
+    assert progress.step == 5
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
 def test_the_finish_trains_what_exact_inference_computes(work: Path) -> None:
     network, _ = loop.train(TINY, work, 1, phase="stable", max_steps=30)
     ids = torch.from_numpy(data.batches(work, TINY, 50, 0, 1))

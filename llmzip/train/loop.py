@@ -26,6 +26,7 @@ from llmzip.train.config import Config
 
 _SAVE_SECONDS = 300
 _LOG_STEPS = 25
+_PREFIX = "model."  # of weights in checkpoints
 PHASES = ("stable", "decay", "all")
 
 
@@ -154,12 +155,22 @@ def _save(
     optimisers: list[torch.optim.Optimizer],
     progress: Progress,
 ) -> None:
-    tensors = {f"model.{name}": p.detach().cpu() for name, p in network.named_parameters()}
+    tensors = {_PREFIX + name: p.detach().cpu() for name, p in network.named_parameters()}
     tensors |= {f"optimiser.{name}": t.cpu() for name, t in optim.state(optimisers).items()}
     metadata = {key: repr(value) for key, value in vars(progress).items()}
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary, metadata=metadata)
     os.replace(temporary, path)
+
+
+def write_compact(checkpoint: Path, target: Path) -> None:
+    """A checkpoint's weights alone, in float16: small enough to keep with the project."""
+    with safe_open(checkpoint, "pt") as file:
+        names = list(file.keys())
+        tensors = {n: file.get_tensor(n).half() for n in names if n.startswith(_PREFIX)}
+        metadata = file.metadata()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, target, metadata=metadata)
 
 
 def _load(
@@ -168,10 +179,11 @@ def _load(
     tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
+            parameter.copy_(tensors[_PREFIX + name])
     prefix = "optimiser."
     states = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-    optim.restore(optimisers, states)
+    if states:  # a compact checkpoint has none: their averages begin anew
+        optim.restore(optimisers, states)
     with safe_open(path, "pt") as file:
         saved = file.metadata()
     return Progress(

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, help="folder for report.json and loss.jsonl")
     parser.add_argument("--phase", choices=loop.PHASES, default="all")
     parser.add_argument("--resume", action="store_true", help="go on from WORK's checkpoint")
+    parser.add_argument("--start", type=Path, help="a checkpoint to begin with, if WORK has none")
+    parser.add_argument("--keep", type=Path, help="where to write the weights before the decay")
     parser.add_argument("--prepare-only", action="store_true", help="tokenise and pack, then stop")
     return parser
 
@@ -62,6 +65,10 @@ def run(given: argparse.Namespace) -> None:
         data.prepare(given.corpus, given.work, settings)
     if given.prepare_only:
         return
+    checkpoint = given.work / "checkpoint.safetensors"
+    if given.start is not None and processes.is_main_process and not checkpoint.exists():
+        shutil.copyfile(given.start, checkpoint)
+    processes.wait_for_everyone()
     results = given.results or given.work
     out = given.out or given.work / "export"
     network, progress = loop.train(
@@ -69,11 +76,14 @@ def run(given: argparse.Namespace) -> None:
         given.work,
         given.budget,
         phase=given.phase,
-        resume=given.resume,
+        resume=given.resume or given.start is not None,
         log=results / "loss.jsonl",
     )
     if not processes.is_main_process:
         return
+    if given.keep is not None:
+        stable = checkpoint if given.phase == "stable" else given.work / "stable.safetensors"
+        loop.write_compact(stable, given.keep)
     export(network, given.work, out)
     report: dict[str, Any] = {
         "config": settings.as_dict(),
