@@ -38,8 +38,8 @@ MOST_STREAMS = 256  # and there are no more than these: caches of keys and value
 
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
-# the header's profile, low half: exact arithmetic version 1 in three precisions, or none
-PROFILES = {1: "a8", 2: "a16k8", 3: "a16", 4: "plain"}
+# the header's profile, low half: which exact arithmetic, or none
+PROFILES = {1: "old a8", 2: "old a16k8", 3: "old a16", 4: "plain", 5: "a8", 6: "a16"}
 _MEMORIES = (0, 1)  # high half: none, or memory version 1
 _ACTIVATIONS = ("a8", "a16")  # that are written today
 

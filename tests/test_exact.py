@@ -27,6 +27,7 @@ from llmzip import models
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import check, ops, tables
 from llmzip.exact.attention import attend
+from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import Architecture, ExactLlama
 from llmzip.predictor import Context, ExactPredictor, build
 from llmzip.tokens import Tokens
@@ -80,13 +81,13 @@ def _exact(model: torch.nn.Module, activations: str, int8: bool | None = None) -
     return ExactLlama(architecture, tensors, levels=LEVELS[activations], int8=int8)
 
 
-def _scored(model: ExactLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
+def _scored(model: ExactLlama | FusedLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
     """[S, T, V], the logits of each token by one parallel pass."""
     run = ExactPredictor(model, 0, context).run(*ids.shape)
     return torch.cat([chunk.clone() for chunk in run.score(ids)]).transpose(0, 1)
 
 
-def _stepped(model: ExactLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
+def _stepped(model: ExactLlama | FusedLlama, ids: torch.Tensor, context: Context) -> torch.Tensor:
     run = ExactPredictor(model, 0, context).run(*ids.shape)
     logits = [run.first()]
     logits += [run.step(ids[:, t]) for t in range(ids.shape[1] - 1)]
@@ -108,6 +109,46 @@ def test_score_equals_step_equals_any_batch(
         assert torch.equal(whole[stream : stream + 1], _scored(model, IDS[stream, None], context))
     assert torch.equal(whole[:, :40], _scored(model, IDS[:, :40], context))
     assert torch.equal(whole[1:3], _stepped(model, IDS[1:3], context))
+
+
+@pytest.mark.parametrize("context", [Context(128, 64), Context(32, 16), Context(24, 0)], ids=str)
+@pytest.mark.parametrize("kind", ["tied", "untied", "sliding"])
+def test_the_fused_form_computes_the_same(kind: str, context: Context) -> None:
+    network = _random_model(kind)
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    architecture = Architecture.from_config(network.config.to_dict())
+    for int8 in (False, True):
+        plain = ExactLlama(
+            architecture,
+            tensors,
+            levels=ops.A8_LEVELS,
+            key_levels=ops.KEY_LEVELS,
+            int8=int8,
+        )
+        expected = _scored(plain, IDS, context)
+        quick = fused(plain)
+        assert isinstance(quick, FusedLlama)
+        assert torch.equal(_scored(quick, IDS, context), expected)
+        for streams in (slice(0, 5), slice(1, 3), slice(4, 5)):
+            assert torch.equal(_stepped(quick, IDS[streams], context), expected[streams])
+        assert torch.equal(_scored(quick, IDS[:, :40], context), expected[:, :40])
+
+
+def test_only_what_agrees_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _random_model("tied")
+    assert agrees()
+    assert not isinstance(fused(_exact(network, "a16")), FusedLlama)
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    architecture = Architecture.from_config(network.config.to_dict())
+    model = ExactLlama(architecture, tensors, levels=127.0, key_levels=127.0)
+    monkeypatch.setattr("llmzip.exact.fused.agrees", lambda: False)
+    assert fused(model) is model
+
+
+def test_square_roots_are_correctly_rounded() -> None:
+    x = torch.cat([check.numbers(20000, 5).abs(), 2.0 ** torch.arange(-126, 128)])
+    x = torch.cat([x, torch.nextafter(x * x, torch.tensor(0.0)).clamp_min(2.0**-126)])
+    assert np.array_equal(ops.root(x).numpy(), np.sqrt(x.numpy()))
 
 
 @pytest.mark.parametrize("activations", LEVELS)

@@ -25,7 +25,7 @@ _STEPS = 6  # of them are fed one at a time
 # operations of PyTorch that round at most once, and the same everywhere
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where", "clamp",
-    "clamp_min", "clamp_max", "masked_fill", "sqrt", "sign", "eq", "ne", "lt", "le", "gt", "ge",
+    "clamp_min", "clamp_max", "masked_fill", "sign", "eq", "ne", "lt", "le", "gt", "ge",
     "isnan", "square", "amax", "amin", "add_", "sub_", "mul_", "neg_", "relu_", "masked_fill_",
 }  # fmt: skip
 _MOVING = {

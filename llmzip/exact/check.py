@@ -21,6 +21,7 @@ DIGESTS = {
     "quantise weight": "20c72428306b41d3",
     "linear a8": "e96aa36a54e9e72b",
     "linear a16": "676ab54fdae1db5f",
+    "square root": "7db6f6fa198c51c6",
     "rms norm": "3adae2907b94ebd9",
     "layer norm": "0b1766c91e66db50",
     "silu": "c70bc4817d6d4e93",
@@ -53,6 +54,7 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     for name, levels in (("a8", ops.A8_LEVELS), ("a16", ops.A16_LEVELS)):
         linear = ops.Linear(weight, scale, levels=levels, bias=bias)
         yield f"linear {name}", linear(x)
+    yield "square root", ops.root(x.abs())
     yield "rms norm", ops.rms_norm(x, numbers(1200, 4).to(device), 1e-6)
     yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), bias_of_norm, 1e-6)
     yield "silu", ops.silu(x)
@@ -66,6 +68,9 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
         for window in (None, 7):
             yield f"attention{name}, window {window}", attend(*query, *kept, window)
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
+
+
+_LIBRARY_ROOT = "269dd9bbb1a91403"  # by Intel's MKL
 
 
 def digest(result: Tensor) -> str:
@@ -89,4 +94,14 @@ def require_exact(device: str) -> None:
         raise InexactDevice(
             f"arithmetic on {device!r} deviates from IEEE-754 in: {', '.join(wrong)}; "
             "archives made or read with it would not be portable (see `llmzip doctor`)"
+        )
+
+
+@cache
+def require_library_root(device: str) -> None:
+    """For archives of exact arithmetic version 1. Raises InexactDevice."""
+    if digest(ops.library_root(numbers(1200, 1).abs().to(device))) != _LIBRARY_ROOT:
+        raise InexactDevice(
+            f"the archive is of an early version, whose square roots {device!r} does not compute; "
+            "a CPU where PyTorch is built with MKL reads it"
         )

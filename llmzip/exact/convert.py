@@ -87,16 +87,22 @@ class ExactLinear(Exact):
 
 class ExactNorm(Exact):
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, epsilon: float, *, centred: bool
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        epsilon: float,
+        *,
+        centred: bool,
+        root: ops.Root = ops.root,
     ) -> None:
         super().__init__()
         self._weight, self._bias = weight, bias
-        self._epsilon, self._centred = epsilon, centred
+        self._epsilon, self._centred, self._root = epsilon, centred, root
 
     def forward(self, x: Tensor) -> Tensor:
         if self._centred:
-            return ops.layer_norm(x, self._weight, self._bias, self._epsilon)
-        return ops.rms_norm(x, self._weight, self._epsilon)
+            return ops.layer_norm(x, self._weight, self._bias, self._epsilon, self._root)
+        return ops.rms_norm(x, self._weight, self._epsilon, self._root)
 
 
 class ExactActivation(Exact):
@@ -366,6 +372,7 @@ class ExactTransformer:
         *,
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
+        root: ops.Root = ops.root,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
@@ -375,7 +382,7 @@ class ExactTransformer:
         self.device = torch.device(device)
         self._key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self.network = build_network(parsed, tensors, ATTENTION)
-        exactify(self.network, levels=levels, int8=int8, device=self.device)
+        exactify(self.network, levels=levels, root=root, int8=int8, device=self.device)
         self._rotary = [m for m in self.network.modules() if isinstance(m, ExactRotary)]
         prefix = self.network.base_model_prefix
         if prefix not in self.network._modules:
@@ -447,6 +454,7 @@ def exactify(
     network: PreTrainedModel,
     *,
     levels: float,
+    root: ops.Root = ops.root,
     int8: bool | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -456,7 +464,7 @@ def exactify(
 
     def convert(parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
-            exact = _exact_form(child, network.config, levels, int8, device)
+            exact = _exact_form(child, network.config, levels, root, int8, device)
             if exact is None:
                 convert(child)
             else:
@@ -474,6 +482,7 @@ def _exact_form(
     module: nn.Module,
     config: PreTrainedConfig,
     levels: float,
+    root: ops.Root,
     int8: bool | None,
     device: torch.device,
 ) -> Exact | None:
@@ -491,7 +500,7 @@ def _exact_form(
     if "rotary" in kind:
         return _exact_rotary(module, config)
     if "norm" in kind:
-        return _exact_norm(module, device)
+        return _exact_norm(module, root, device)
     if not list(module.parameters()) and not list(module.buffers()) and "dropout" not in kind:
         return _exact_activation(module)
     return None
@@ -512,7 +521,7 @@ def _probe(*shape: int) -> Tensor:
     return values.float().view(shape) / 500 * rows.view(-1, *[1] * (len(shape) - 1))
 
 
-def _exact_norm(module: nn.Module, device: torch.device) -> Exact | None:
+def _exact_norm(module: nn.Module, root: ops.Root, device: torch.device) -> Exact | None:
     """LayerNorm or RMSNorm, its weight as it is or with 1 added: whichever the module computes."""
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     shape = getattr(module, "normalized_shape", None) if weight is None else weight.shape
@@ -535,7 +544,7 @@ def _exact_norm(module: nn.Module, device: torch.device) -> Exact | None:
             exact = ExactNorm(w, shift, epsilon, centred=centred)
             if (centred or shift is None) and _close(exact(x), expected):
                 moved = None if shift is None else shift.to(device)
-                return ExactNorm(w.to(device), moved, epsilon, centred=centred)
+                return ExactNorm(w.to(device), moved, epsilon, centred=centred, root=root)
     return None
 
 

@@ -124,7 +124,7 @@ class Architecture:
 
 
 @dataclass
-class _Layer:
+class Layer:
     input_norm: Tensor
     qkv: ops.Linear
     output: ops.Linear
@@ -147,21 +147,23 @@ class ExactLlama:
         *,
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
+        root: ops.Root = ops.root,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
+        self.root = root
         self.architecture = a = architecture
         self.outline = a.outline()
-        self._key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
+        self.key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self.device = torch.device(device)
         self._tensors, self._levels, self._int8 = tensors, levels, int8
         q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        self._layers = []
+        self.layers = []
         for i in range(a.layers):
             prefix = f"model.layers.{i}."
             attention, mlp = prefix + "self_attn.", prefix + "mlp."
-            self._layers.append(
-                _Layer(
+            self.layers.append(
+                Layer(
                     input_norm=self._norm(prefix + "input_layernorm"),
                     qkv=self._linear(
                         a.hidden_size,
@@ -183,11 +185,11 @@ class ExactLlama:
                     down=self._linear(a.intermediate_size, {mlp + "down_proj": a.hidden_size}),
                 )
             )
-        self._norm_weight = self._norm("model.norm")
+        self.norm_weight = self._norm("model.norm")
         head = "model.embed_tokens" if a.tied else "lm_head"
-        self._head = self._linear(a.hidden_size, {head: a.vocab_size})
-        self._embedding = self._embeddings()
-        self._rotary = tables.RotaryTable(rotary_frequencies(a.rope, a.head_dim))
+        self.head = self._linear(a.hidden_size, {head: a.vocab_size})
+        self.embedding = self._embeddings()
+        self.rotary = tables.RotaryTable(rotary_frequencies(a.rope, a.head_dim))
         del self._tensors
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -255,7 +257,7 @@ class ExactLlama:
                 a.head_dim,
                 context=context,
                 window=a.window,
-                levels=self._key_levels,
+                levels=self.key_levels,
             )
             for _ in range(a.layers)
         ]
@@ -265,7 +267,7 @@ class ExactLlama:
     ) -> list[RingCache]:
         """Ring caches that `forward` takes for single steps, for at most `capacity` positions;
         `load_ring` fills them."""
-        self._rotary_tables = [t.to(self.device) for t in self._rotary.at(0, capacity)]
+        self._rotary_tables = [t.to(self.device) for t in self.rotary.at(0, capacity)]
         size = min(capacity, self.architecture.window or capacity)
         return [RingCache(layer, size, position) for layer in cache]
 
@@ -286,22 +288,22 @@ class ExactLlama:
         if isinstance(position, Tensor):
             cos, sin = (table.index_select(0, position) for table in self._rotary_tables)
         else:
-            cos, sin = (t.to(self.device) for t in self._rotary.at(position, count))
-        x = self._embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
-        for layer, layer_cache in zip(self._layers, cache, strict=True):
-            h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
+            cos, sin = (t.to(self.device) for t in self.rotary.at(position, count))
+        x = self.embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon, self.root))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
             q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
-            query = quantise_heads(ops.rotate(q, cos, sin), self._key_levels)
+            query = quantise_heads(ops.rotate(q, cos, sin), self.key_levels)
             k, k_scale, v, v_scale = layer_cache.append(ops.rotate(k, cos, sin), v)
             mixed = attend(*query, k, k_scale, v, v_scale, a.window, hidden=layer_cache.hidden)
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
-            h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))
+            h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon, self.root))
             gate, up = torch.split(h, a.intermediate_size, dim=-1)
             x = x.add_(layer.down(ops.silu(gate).mul_(up)))
-        return ops.rms_norm(x, self._norm_weight, a.epsilon)
+        return ops.rms_norm(x, self.norm_weight, a.epsilon, self.root)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [rows, hidden_size] → logits [rows, vocab_size]."""
-        return self._head(hidden)
+        return self.head(hidden)

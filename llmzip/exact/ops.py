@@ -10,6 +10,7 @@ Every tensor is float32 unless said otherwise; `rows` stands for any leading dim
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -27,6 +28,8 @@ A8_LEVELS = 127.0  # activations in one limb
 A16_LEVELS = 127.0 * 128  # activations in two limbs, hi·128 + lo, |hi| ≤ 127, |lo| ≤ 64
 KEY_LEVELS = 127.0  # queries, keys and values, held in float32,
 WIDE_KEY_LEVELS = 127.0 * 128  # or held in float64
+
+Root = Callable[[Tensor], Tensor]
 
 _FLOAT_SLICE = 1040  # 1040 · 127 · 127 < 2^24: longer sums leave float32's exact integers
 _NORM_LEVELS = 32768.0  # RMSNorm squares activations on this grid
@@ -129,30 +132,45 @@ class Linear:
         self.weight = weight if self.int8 else weight.float()
         self.scale, self.bias, self.levels = scale, bias, levels
 
-    def _product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """Integers of at most 8 bits [M, K], in any type → exact sums [M, N], in one of three."""
         if self.int8:
             return _multiply_int8(x, self.weight)
-        return _multiply_float(x, self.weight)
+        return _multiply_float(x.float(), self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, K] → [rows, N]."""
         rows = x.shape[:-1]
         q, scale = quantise(x.reshape(-1, x.shape[-1]), self.levels)
         if self.levels == A8_LEVELS:
-            total = self._product(q)
+            total = self.product(q)
         else:
             high = torch.mul(q, 1 / 128).round_()
             low = q.sub_(high * 128)
             # int32 and float32 could overflow their exact integers here, float64 cannot
             wide = torch.float32 if q.shape[1] <= _FLOAT_SLICE else torch.float64
-            total = self._product(high).to(wide).mul_(128).add_(self._product(low))
+            total = self.product(high).to(wide).mul_(128).add_(self.product(low))
         y = total.float().mul_(scale).mul_(self.scale)
         if self.bias is not None:
             y.add_(self.bias)
         return y.view(*rows, -1)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def root(x: Tensor) -> Tensor:
+    """√x, correctly rounded, which torch's own float32 root is not where it is MKL's.
+
+    A float64 root rounds to the right float32, even if its own last bits are wrong: roots of 24
+    bits stay 2^-49 away, relatively, from where rounding turns.
+    """
+    return x.double().sqrt_().float()
+
+
+def library_root(x: Tensor) -> Tensor:
+    """√x as version 1 took it, from the library: right on some machines, on others not."""
+    return torch.sqrt(x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, root: Root = root) -> Tensor:
     """x / sqrt(mean(x²) + ε) · weight, the squares summed on a grid of the row's maximum."""
     maximum = row_maximum(x)
     squares = torch.mul(x, _NORM_LEVELS / maximum).round_().square_()
@@ -160,17 +178,19 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     total = squares.sum(-1, keepdim=True, dtype=torch.float64)
     unit = maximum * (1 / _NORM_LEVELS)
     mean = (total * (1 / x.shape[-1])).float() * unit * unit
-    return torch.mul(x, 1.0 / torch.sqrt(mean + epsilon)).mul_(weight)
+    return torch.mul(x, 1.0 / root(mean + epsilon)).mul_(weight)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, root: Root = root
+) -> Tensor:
     """(x - mean) / sqrt(variance + ε) · weight + bias; the mean is taken on a grid, too."""
     maximum = row_maximum(x)
     grid = torch.mul(x, _MEAN_LEVELS / maximum).round_()
     # float32 integers up to 2^23, added in float64: every partial sum is exact
     total = grid.sum(-1, keepdim=True, dtype=torch.float64)
     mean = (total * (1 / x.shape[-1])).float() * (maximum * (1 / _MEAN_LEVELS))
-    y = rms_norm(x - mean, weight, epsilon)
+    y = rms_norm(x - mean, weight, epsilon, root)
     return y if bias is None else y.add_(bias)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline, check, ops
+from llmzip.exact import Outline, check, fused, ops
+from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import FAMILY, Architecture, ExactLlama
 from llmzip.models import ModelFiles
 from llmzip.predictor.base import Context, context_for, require_memory
@@ -22,11 +23,14 @@ FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
 _WORTH_CORES = 1 << 14  # activations
 
-# levels of activations, and of queries, keys and values
+# levels of activations, and of queries, keys and values; square roots
 ARITHMETIC = {
-    "a8": (ops.A8_LEVELS, ops.KEY_LEVELS),
-    "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS),
-    "a16k8": (ops.A16_LEVELS, ops.KEY_LEVELS),  # what "a16" was in profile 2
+    "a8": (ops.A8_LEVELS, ops.KEY_LEVELS, ops.root),
+    "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS, ops.root),
+    # to read profiles 1 to 3
+    "old a8": (ops.A8_LEVELS, ops.KEY_LEVELS, ops.library_root),
+    "old a16k8": (ops.A16_LEVELS, ops.KEY_LEVELS, ops.library_root),
+    "old a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS, ops.library_root),
 }
 
 
@@ -35,7 +39,7 @@ class ExactPredictor:
 
     def __init__(
         self,
-        model: ExactLlama | ExactTransformer,
+        model: ExactLlama | FusedLlama | ExactTransformer,
         bos: int,
         context: Context,
         certificate: bytes = b"",
@@ -67,26 +71,39 @@ def build(
     files: ModelFiles, *, activations: str, context: Context, device: str = "cpu"
 ) -> ExactPredictor:
     """Raises UnsupportedModel if the model has no exact form or cannot fill the window."""
-    levels, key_levels = ARITHMETIC[activations]
+    levels, key_levels, root = ARITHMETIC[activations]
     check.require_exact(device)
+    if root is ops.library_root:
+        check.require_library_root(device)
     # integers that the device multiplies as floats take their place
     size = 1 if ops.int8_pays(torch.device(device).type) else 4
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
-    form: ExactLlama | ExactTransformer
+    form: ExactLlama | FusedLlama | ExactTransformer
     certificate = b""
     if files.config.get("model_type") in FAMILY:
         architecture = Architecture.from_config(files.config)
         _check_window(architecture.outline(), context, files.name)
         form = ExactLlama(
-            architecture, files.tensors, levels=levels, key_levels=key_levels, device=device
+            architecture,
+            files.tensors,
+            levels=levels,
+            key_levels=key_levels,
+            root=root,
+            device=device,
         )
+        form = fused.fused(form)
     else:
         from llmzip.exact import certify, convert
 
         _check_window(convert.outline(convert.read_config(files.config)), context, files.name)
         form = convert.ExactTransformer(
-            files.config, files.tensors, levels=levels, key_levels=key_levels, device=device
+            files.config,
+            files.tensors,
+            levels=levels,
+            key_levels=key_levels,
+            root=root,
+            device=device,
         )
         certificate = certify.certify(form)
     return ExactPredictor(form, files.bos, context, certificate)

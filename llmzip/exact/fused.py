@@ -1,0 +1,567 @@
+"""A Llama-family model on a CPU → the same bits in fewer passes over memory.
+
+Between two matrix products, each row of activations (a token) is worked on from end to end in one
+loop, and its attention reads 8-bit keys and values where they lie. A few rows take a whole step
+without coming back to Python. Every operation is the one that `ops` and `attention` define,
+under the same names; the tests compare both, and so does `agrees` before the first use.
+
+Shapes: R rows of S streams · T tokens, H hidden size, n keys, D head dimension, G key heads.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from llmzip.exact import ops, tables
+from llmzip.exact.attention import MAX_CONTEXT
+from llmzip.exact.llama import Architecture, ExactLlama
+
+_FEW = 3  # rows that are multiplied here; more are left to torch
+_SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
+
+_FLOOR = np.float32(ops.ACTIVATION_FLOOR)
+_ONE = np.float32(1)
+_A8 = np.float32(1 / ops.A8_LEVELS)
+_NORM = np.float32(32768)
+_NORM_UNIT = np.float32(1 / 32768)
+_P = np.float32(65536)
+_P_UNIT = np.float32(1 / 65536)
+_STEP_BITS = tables.EXP2_STEP_BITS
+_CUTOFF = np.float32(tables.EXP2_CUTOFF)
+_GATE_STEPS = np.float32(1 << tables.GATE_STEP_BITS)
+_GATE_REACH = np.float32(tables.GATE_RANGE << tables.GATE_STEP_BITS)
+# adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22
+_ROUNDER = np.float32(12582912)
+
+# Only for sums of integers that float32 holds exactly: any order and contraction give the same.
+_INTEGERS = {"contract", "reassoc"}
+_jit = njit(cache=True, nogil=True, error_model="numpy")
+
+
+class Cache:
+    """8-bit keys, D before n so that scores are computed side by side, and values."""
+
+    def __init__(self, architecture: Architecture, streams: int, context: int) -> None:
+        a = architecture
+        self.window = context if a.window is None else a.window
+        self.length = 0
+        self._shape = (a.layers, streams, a.kv_heads)
+        self._head_dim = a.head_dim
+        self._allocate(min(context, self.window + _SLACK))
+
+    def _allocate(self, capacity: int) -> None:
+        self.keys = np.empty((*self._shape, self._head_dim, capacity), dtype=np.int8)
+        self.values = np.empty((*self._shape, capacity, self._head_dim), dtype=np.int8)
+        self.steps = np.empty((*self._shape, capacity), dtype=np.float32)  # of scores, a unit
+        self.scales = np.empty((*self._shape, capacity), dtype=np.float32)  # of values
+
+    def make_room(self, count: int) -> None:
+        """For `count` more tokens; what no window reaches any more is dropped."""
+        capacity = self.steps.shape[-1]
+        if self.length + count <= capacity:
+            return
+        keep = min(self.length, self.window - 1)
+        old = slice(self.length - keep, self.length)
+        before = (self.keys, self.values, self.steps, self.scales)
+        if keep + count > capacity:
+            self._allocate(keep + count)
+        self.keys[..., :keep] = before[0][..., old].copy()
+        self.values[..., :keep, :] = before[1][..., old, :].copy()
+        self.steps[..., :keep] = before[2][..., old].copy()
+        self.scales[..., :keep] = before[3][..., old].copy()
+        self.length = keep
+
+
+class FusedLlama:
+    """An `ExactLlama` with 8-bit activations and keys, without biases, on a CPU."""
+
+    def __init__(self, model: ExactLlama) -> None:
+        """Weights that are int8 are shared with `model`."""
+        self.architecture, self.outline = model.architecture, model.outline
+        self.device, self.key_bytes = model.device, 1
+        self._model = model
+        layers, a = model.layers, model.architecture
+        self._norms = (
+            np.stack([layer.input_norm.numpy() for layer in layers]),
+            np.stack([layer.mlp_norm.numpy() for layer in layers]),
+            model.norm_weight.numpy(),
+        )
+        kinds = [[getattr(layer, kind) for layer in layers] for kind in _LINEARS]
+        self._weights: Any = tuple(_stacked(linears) for linears in kinds)
+        self._scales: Any = tuple(np.stack([x.scale.numpy() for x in linears]) for linears in kinds)
+        self._head_weight = _stacked([model.head])[0]
+        self._constants = (
+            np.float32(a.epsilon),
+            np.float32(tables.score_scale(a.head_dim**-0.5)),
+            tables.attention_weights().numpy()[: 1 << _STEP_BITS].copy(),
+            tables.gate_table("silu").numpy(),
+        )
+
+    def new_cache(self, streams: int, context: int) -> Cache:
+        """An empty cache for `streams` streams of at most `context` tokens."""
+        self._model.new_cache(0, context)  # refuses what is too long
+        return Cache(self.architecture, streams, context)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, cache: Cache, position: int) -> Tensor:
+        """As `ExactLlama.forward`: ids int64 [S, T] → hidden states [S, T, H]."""
+        streams, count = ids.shape
+        model, a = self._model, self.architecture
+        cos, sin = (table.numpy() for table in model.rotary.at(position, count))
+        cache.make_room(count)
+        kept = (cache.keys, cache.values, cache.steps, cache.scales)
+        x = model.embedding.index_select(0, ids.reshape(-1)).numpy()
+        base, window, constants = cache.length, cache.window, self._constants
+        if len(x) <= _FEW:
+            y = _step(x, self._norms, self._weights, self._scales, constants, cos, sin, kept,
+                      base, window)  # fmt: skip
+        else:
+            epsilon, score_scale, mantissas, gate = constants
+            for i, layer in enumerate(model.layers):
+                scales = [stack[i] for stack in self._scales]
+                here = tuple(part[i] for part in kept)
+                q, s = _normed_rows(x, self._norms[0][i], epsilon)
+                total = _product(layer.qkv, q)
+                q, s = _attention_rows(total, s, scales[0], cos, sin, here, base, window,
+                                       score_scale, mantissas, a.heads)  # fmt: skip
+                _add_rows(x, _product(layer.output, q), s, scales[1])
+                q, s = _normed_rows(x, self._norms[1][i], epsilon)
+                q, s = _gated_rows(_product(layer.gate_up, q), s, scales[2], gate)
+                _add_rows(x, _product(layer.down, q), s, scales[3])
+            y = _final_rows(x, self._norms[2], epsilon)
+        cache.length += count
+        return torch.from_numpy(y).view(streams, count, -1)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [R, H] → logits [R, V]."""
+        if len(hidden) > _FEW:
+            return self._model.logits(hidden)
+        scale = self._model.head.scale.numpy()
+        rows = np.ascontiguousarray(hidden.numpy())
+        return torch.from_numpy(_head(rows, self._head_weight, scale))
+
+
+_LINEARS = ("qkv", "output", "gate_up", "down")
+
+
+def fits(model: ExactLlama) -> bool:
+    """Whether a model can be fused."""
+    linears = [getattr(layer, kind) for layer in model.layers for kind in _LINEARS]
+    return (
+        model.device.type == "cpu"
+        and model.root is ops.root
+        and model.key_levels == ops.KEY_LEVELS
+        and all(x.levels == ops.A8_LEVELS and x.bias is None for x in [*linears, model.head])
+        and model.architecture.head_dim <= 1024
+        and (model.architecture.window or 0) <= MAX_CONTEXT
+    )
+
+
+def fused(model: ExactLlama) -> ExactLlama | FusedLlama:
+    """The faster form, where there is one and this machine computes the same with it."""
+    return FusedLlama(model) if fits(model) and agrees() else model
+
+
+@cache
+def agrees() -> bool:
+    """Whether both forms of a small model give the same bits here."""
+    architecture = Architecture.from_config(
+        {"model_type": "mistral", "vocab_size": 97, "hidden_size": 48, "intermediate_size": 72,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": 512, "sliding_window": 33, "tie_word_embeddings": True}
+    )  # fmt: skip
+    plain = ExactLlama(
+        architecture, _numbers(48, 72, 2, 97), levels=ops.A8_LEVELS, key_levels=ops.KEY_LEVELS
+    )
+    quick = FusedLlama(plain)
+    ids = torch.arange(3 * 80).view(3, 80) * 31 % 97
+    expected = plain.forward(ids, plain.new_cache(3, 512), 0)
+    whole = quick.forward(ids, quick.new_cache(3, 512), 0)
+    cache = quick.new_cache(1, 512)
+    steps = [quick.forward(ids[1:2, t : t + 1], cache, t) for t in range(80)]
+    logits = plain.logits(expected[0])
+    return (
+        torch.equal(whole, expected)
+        and torch.equal(torch.cat(steps, 1), expected[1:2])
+        and torch.equal(quick.logits(expected[0, :2]), logits[:2])
+    )
+
+
+def _numbers(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
+    """Weights of a Llama with half as many key heads, from a congruence."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens": (vocabulary, hidden),
+        "norm": (hidden,),
+    }
+    for i in range(layers):
+        part = f"layers.{i}."
+        shape: tuple[int, ...] = (hidden // 2, hidden)
+        shapes |= dict.fromkeys((part + "self_attn.k_proj", part + "self_attn.v_proj"), shape)
+        shape = (hidden, hidden)
+        shapes |= dict.fromkeys((part + "self_attn.q_proj", part + "self_attn.o_proj"), shape)
+        shapes |= dict.fromkeys((part + "mlp.gate_proj", part + "mlp.up_proj"), (width, hidden))
+        shapes |= {part + "mlp.down_proj": (hidden, width)}
+        norms = (part + "input_layernorm", part + "post_attention_layernorm")
+        shapes |= dict.fromkeys(norms, (hidden,))
+    weights = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        state = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) + np.uint64(seed << 32)
+        for factor in (6364136223846793005, 2862933555777941757):
+            state = (state ^ (state >> np.uint64(29))) * np.uint64(factor)
+        mantissas = (state >> np.uint64(40)).astype(np.int64) - (1 << 23)
+        values = mantissas.astype(np.float32) * np.float32(2.0**-22)
+        weights[f"model.{name}.weight"] = torch.from_numpy(values).view(shape)
+    return weights
+
+
+def _stacked(linears: list[ops.Linear]) -> np.ndarray:
+    """int8 weights [layers, N, K] of several linear layers, which then share them."""
+    stack = np.stack([linear.weight.to(torch.int8).numpy() for linear in linears])
+    for weight, linear in zip(stack, linears, strict=True):
+        if linear.int8:
+            linear.weight = torch.from_numpy(weight)
+    return stack
+
+
+def _product(linear: ops.Linear, q: np.ndarray) -> np.ndarray:
+    """int8 [R, K] → exact sums [R, N], int32 or held in floats."""
+    product: np.ndarray = linear.product(torch.from_numpy(q)).numpy()
+    return product
+
+
+# The functions of rows. `total`, `row_scale`, `weight_scale` are a linear layer's output before
+# its two scales; `q` and the returned scale are the next one's input.
+
+
+@_jit
+def _round(x: np.float32) -> np.float32:
+    """Half to even, for |x| < 2^22."""
+    rounded: np.float32 = (x + _ROUNDER) - _ROUNDER
+    return rounded
+
+
+@_jit
+def _maximum(x: np.ndarray) -> np.float32:
+    """max |x|, floored; bit patterns are compared, which are in the same order, NaN last."""
+    bits = x.view(np.int32)
+    top = np.int32(0)
+    for i in range(len(bits)):
+        top = max(top, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
+    value: np.float32 = np.full(1, top, dtype=np.int32).view(np.float32)[0]
+    return _FLOOR if value < _FLOOR else value
+
+
+@_jit
+def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
+    scale: np.float32 = _maximum(x) * _A8
+    for i in range(len(x)):
+        q[i] = np.int8(np.int32(_round(x[i] / scale)))
+    return scale
+
+
+@_jit
+def _norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
+    maximum = _maximum(x)
+    factor = (_ONE / maximum) * _NORM
+    total = np.int64(0)
+    for i in range(len(x)):
+        grid = _round(x[i] * factor)
+        total += np.int64(np.int32(grid * grid))
+    unit = maximum * _NORM_UNIT
+    mean = np.float32(np.float64(total) * (1.0 / len(x))) * unit * unit
+    inverse = _ONE / np.sqrt(mean + epsilon)
+    for i in range(len(x)):
+        y[i] = x[i] * inverse * weight[i]
+
+
+@_jit
+def _scaled(
+    total: np.ndarray, row_scale: np.float32, weight_scale: np.ndarray, y: np.ndarray
+) -> None:
+    for i in range(len(y)):
+        y[i] = np.float32(total[i]) * row_scale * weight_scale[i]
+
+
+@_jit
+def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
+    half = len(cos)
+    for i in range(half):
+        a, b = x[i], x[half + i]
+        x[i] = a * cos[i] - b * sin[i]
+        x[half + i] = b * cos[i] + a * sin[i]
+
+
+@njit(cache=True, nogil=True, fastmath=_INTEGERS)
+def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
+    """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]."""
+    scores[:] = 0
+    n, head_dim = scores.shape[1], q.shape[1]
+    for d in range(0, head_dim - 1, 2):  # two at a time: half as often through the scores
+        key0, key1 = keys[d, start : start + n], keys[d + 1, start : start + n]
+        for h in range(len(q)):
+            a, b, row = q[h, d], q[h, d + 1], scores[h]
+            for j in range(n):
+                row[j] += a * np.float32(key0[j]) + b * np.float32(key1[j])
+
+
+@njit(cache=True, nogil=True, fastmath=_INTEGERS)
+def _weigh(p: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
+    """p [h, n] · values [n, D] → integers [h, D]."""
+    out[:] = 0
+    n, head_dim = values.shape
+    for j in range(0, n - 3, 4):
+        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for h in range(len(p)):
+            a, b, c, e, row = p[h, j], p[h, j + 1], p[h, j + 2], p[h, j + 3], out[h]
+            for d in range(head_dim):
+                row[d] += (a * np.float32(v0[d]) + b * np.float32(v1[d])) + (
+                    c * np.float32(v2[d]) + e * np.float32(v3[d])
+                )
+    for j in range(n - n % 4, n):
+        for h in range(len(p)):
+            for d in range(head_dim):
+                out[h, d] += p[h, j] * np.float32(values[j, d])
+
+
+@_jit
+def _softmax(
+    scores: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    q_scale: np.float32,
+    bound: np.float32,
+    mantissas: np.ndarray,
+    weights: np.ndarray,
+) -> None:
+    """Scores [n] as integers → p [n] as integers, in place. Loops are simple, to be vectorised."""
+    n = len(scores)
+    for j in range(n):
+        scores[j] *= steps[j]
+    # patterns of negative floats are in the opposite order
+    patterns, top = scores.view(np.int32), np.int32(-(2**31))
+    for j in range(n):
+        pattern = patterns[j]
+        top = max(top, np.int32(pattern ^ ((pattern >> 31) & 0x7FFFFFFF)))
+    top = np.int32(top ^ ((top >> 31) & 0x7FFFFFFF))
+    best = np.full(1, top, dtype=np.int32).view(np.float32)[0]
+    for j in range(n):
+        step = (best - scores[j]) * q_scale
+        weights[j] = np.int32(_round(step if step < _CUTOFF else _CUTOFF))  # NaN, too
+    for j in range(n):
+        step = np.uint32(weights[j])
+        # halved per octave, and 0 at the cutoff of 16
+        octaves = (step >> np.uint32(_STEP_BITS)) + (step >> np.uint32(_STEP_BITS + 4))
+        weights[j] = mantissas[step & np.uint32((1 << _STEP_BITS) - 1)] >> np.int32(octaves)
+    total = np.int64(0)
+    for j in range(n):
+        total += weights[j]
+    factor = (_ONE / (np.float32(total) * bound)) * _P
+    for j in range(n):
+        scores[j] = _round(np.float32(weights[j]) * scales[j] * factor)
+
+
+@_jit
+def _attention_row(
+    y: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    start: int,
+    at: int,
+    score_scale: np.float32,
+    mantissas: np.ndarray,
+    heads: int,
+    out: np.ndarray,
+) -> None:
+    """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
+    Its key is written to place `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
+    n = at + 1 - start
+    q = np.empty(head_dim, dtype=np.int8)
+    queries = np.empty((shared, head_dim), dtype=np.float32)
+    q_scales = np.empty(shared, dtype=np.float32)
+    scores = np.empty((shared, n), dtype=np.float32)
+    weights = np.empty(n, dtype=np.int32)
+    for g in range(groups):
+        key = y[heads + g]
+        _rotate(key, cos, sin)
+        steps[g, at] = _quantise(key, q) * score_scale
+        for d in range(head_dim):
+            keys[g, d, at] = q[d]
+        scales[g, at] = _quantise(y[heads + groups + g], values[g, at])
+        bound = np.float32(0)
+        for j in range(start, at + 1):
+            bound = scales[g, j] if scales[g, j] > bound else bound
+        for h in range(shared):
+            query = y[g * shared + h]
+            _rotate(query, cos, sin)
+            q_scales[h] = _quantise(query, q)
+            for d in range(head_dim):
+                queries[h, d] = np.float32(q[d])
+        _score(queries, keys[g], start, scores)
+        for h in range(shared):
+            _softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
+                     q_scales[h], bound, mantissas, weights)  # fmt: skip
+        part = out[g * shared : (g + 1) * shared]
+        _weigh(scores, values[g, start : at + 1], part)
+        for h in range(shared):
+            for d in range(head_dim):
+                part[h, d] *= bound * _P_UNIT
+
+
+@_jit
+def _gate_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """silu(gate) · up, y [2I] → [I]."""
+    size = len(out)
+    for i in range(size):
+        step = y[i] * _GATE_STEPS
+        step = step if step < _GATE_REACH else _GATE_REACH  # NaN, too
+        step = step if step > -_GATE_REACH else -_GATE_REACH
+        out[i] = table[np.int32(_round(step) + _GATE_REACH)] * y[i] * y[size + i]
+
+
+@_jit
+def _normed_rows(
+    x: np.ndarray, weight: np.ndarray, epsilon: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    q = np.empty(x.shape, dtype=np.int8)
+    scales = np.empty(len(x), dtype=np.float32)
+    y = np.empty(x.shape[1], dtype=np.float32)
+    for r in range(len(x)):
+        _norm(x[r], weight, epsilon, y)
+        scales[r] = _quantise(y, q[r])
+    return q, scales
+
+
+@_jit
+def _attention_rows(
+    total: np.ndarray,
+    row_scales: np.ndarray,
+    weight_scale: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    base: int,
+    window: int,
+    score_scale: np.float32,
+    mantissas: np.ndarray,
+    heads: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`kept` is one layer of a Cache's arrays, which hold `base` tokens."""
+    keys, values, steps, scales = kept
+    streams, head_dim, count = len(keys), keys.shape[2], len(cos)
+    q = np.empty((len(total), heads * head_dim), dtype=np.int8)
+    out_scales = np.empty(len(total), dtype=np.float32)
+    y = np.empty(total.shape[1], dtype=np.float32)
+    out = np.empty((heads, head_dim), dtype=np.float32)
+    for s in range(streams):
+        for t in range(count):
+            r, at = s * count + t, base + t
+            _scaled(total[r], row_scales[r], weight_scale, y)
+            _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
+                           scales[s], max(0, at + 1 - window), at, score_scale, mantissas, heads,
+                           out)  # fmt: skip
+            out_scales[r] = _quantise(out.reshape(-1), q[r])
+    return q, out_scales
+
+
+@_jit
+def _gated_rows(
+    total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray, table: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, width = total.shape
+    q = np.empty((rows, width // 2), dtype=np.int8)
+    scales = np.empty(rows, dtype=np.float32)
+    y = np.empty(width, dtype=np.float32)
+    out = np.empty(width // 2, dtype=np.float32)
+    for r in range(rows):
+        _scaled(total[r], row_scales[r], weight_scale, y)
+        _gate_row(y, table, out)
+        scales[r] = _quantise(out, q[r])
+    return q, scales
+
+
+@_jit
+def _add_rows(
+    x: np.ndarray, total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray
+) -> None:
+    y = np.empty(x.shape[1], dtype=np.float32)
+    for r in range(len(x)):
+        _scaled(total[r], row_scales[r], weight_scale, y)
+        for i in range(len(y)):
+            x[r, i] += y[i]
+
+
+@_jit
+def _final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.ndarray:
+    y = np.empty_like(x)
+    for r in range(len(x)):
+        _norm(x[r], weight, epsilon, y[r])
+    return y
+
+
+@_jit
+def _multiplied(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """int8 [R, K] · int8 [N, K]ᵀ → int32 [R, N]."""
+    total = np.empty((len(q), len(weight)), dtype=np.int32)
+    for n in range(len(weight)):
+        w = weight[n]
+        for r in range(len(q)):
+            x = q[r]
+            sum = np.int32(0)
+            for k in range(len(w)):
+                sum = np.int32(sum + np.int32(x[k]) * np.int32(w[k]))
+            total[r, n] = sum
+    return total
+
+
+@_jit
+def _step(
+    x: np.ndarray,
+    norms: tuple[np.ndarray, np.ndarray, np.ndarray],
+    weights: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    weight_scales: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    constants: tuple[np.float32, np.float32, np.ndarray, np.ndarray],
+    cos: np.ndarray,
+    sin: np.ndarray,
+    kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    base: int,
+    window: int,
+) -> np.ndarray:
+    """All layers for a few rows; what `FusedLlama.forward` does for many."""
+    epsilon, score_scale, mantissas, gate = constants
+    heads = weights[1].shape[2] // kept[0].shape[3]
+    for i in range(len(norms[0])):
+        q, s = _normed_rows(x, norms[0][i], epsilon)
+        total = _multiplied(q, weights[0][i])
+        here = (kept[0][i], kept[1][i], kept[2][i], kept[3][i])
+        q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, here, base, window,
+                               score_scale, mantissas, heads)  # fmt: skip
+        _add_rows(x, _multiplied(q, weights[1][i]), s, weight_scales[1][i])
+        q, s = _normed_rows(x, norms[1][i], epsilon)
+        q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate)
+        _add_rows(x, _multiplied(q, weights[3][i]), s, weight_scales[3][i])
+    return _final_rows(x, norms[2], epsilon)
+
+
+@_jit
+def _head(hidden: np.ndarray, weight: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+    q = np.empty(hidden.shape, dtype=np.int8)
+    y = np.empty((len(hidden), len(weight)), dtype=np.float32)
+    scales = np.empty(len(hidden), dtype=np.float32)
+    for r in range(len(hidden)):
+        scales[r] = _quantise(hidden[r], q[r])
+    total = _multiplied(q, weight)
+    for r in range(len(hidden)):
+        _scaled(total[r], scales[r], weight_scale, y[r])
+    return y
