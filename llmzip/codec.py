@@ -28,6 +28,7 @@ from llmzip.team import Team
 
 if TYPE_CHECKING:
     from llmzip.coder import Decoder, Encoder
+    from llmzip.frequencies import Weights
     from llmzip.models import ModelFiles
     from llmzip.predictor import Predictor, Run
     from llmzip.tokens import Tokens
@@ -213,18 +214,18 @@ class FrameCodec:
                 candidates = remembered.recall() if remembered is not None else no_candidates
                 asked = [candidates[part] for part in parts]
                 results = team.each(self._advance, runs, before, asked)
-                weights, sums, known = zip(*results, strict=True)
+                weights, known = zip(*results, strict=True)
                 n = last if step == steps - 1 else frame.streams
 
-                def columns_of(row: np.ndarray, weights: tuple[Any, ...] = weights) -> np.ndarray:
-                    chosen = [
-                        _columns(w, row[part]) for w, part in zip(weights, parts, strict=True)
-                    ]
+                def columns_of(
+                    row: np.ndarray, weights: tuple[Weights, ...] = weights
+                ) -> np.ndarray:
+                    chosen = [w.columns(row[p]) for w, p in zip(weights, parts, strict=True)]
                     return np.concatenate(chosen)
 
                 table[step, :n] = _code_step(
                     turn,
-                    np.concatenate(sums)[:n],
+                    np.concatenate([w.rows() for w in weights])[:n],
                     columns_of,
                     remembered,
                     np.concatenate(known)[:n],
@@ -241,17 +242,14 @@ class FrameCodec:
 
     def _advance(
         self, run: Run, ids: np.ndarray | None, candidates: np.ndarray
-    ) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Each stream's last id (None at the start) → weights of the next [S, R, C], their sums
-        over rows [S, R], and those of candidates [S, K]."""
+    ) -> tuple[Weights, np.ndarray]:
+        """Each stream's last id (None at the start) → weights of the next, and those of
+        candidates [S, K]."""
         import torch
-
-        from llmzip import frequencies
 
         logits = run.first() if ids is None else run.step(torch.from_numpy(self._shown(ids)))
         weights = self.layout.weights(logits)
-        sums = frequencies.row_sums(weights).cpu().numpy()
-        return weights, sums, _weights_of(candidates, weights)
+        return weights, weights.of(candidates)
 
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
@@ -267,8 +265,6 @@ class FrameCodec:
 
     def bits_per_byte(self, snippets: list[bytes]) -> float:
         """What short texts cost, each scored alone: an upper estimate for the whole."""
-        import torch
-
         from llmzip import frequencies
 
         coded = [self.tokens.encode(snippet) for snippet in snippets]
@@ -278,8 +274,7 @@ class FrameCodec:
         bits = 0.0
         with Team(1, 1):  # a short job: not worth threads that wait for each other
             for rows, row, columns, column, _ in self._scored(table, None):
-                arrays = (rows, columns, row.astype(np.int64), column.astype(np.int64))
-                bits += frequencies.bits(*map(torch.from_numpy, arrays))
+                bits += frequencies.bits(rows, columns, row, column)
         return bits / max(1, size)
 
     def _scored(
@@ -290,8 +285,6 @@ class FrameCodec:
         candidates [S, K]."""
         import torch
 
-        from llmzip import frequencies
-
         step = 0
         if not len(table):
             return
@@ -300,38 +293,18 @@ class FrameCodec:
         for logits in self.predictor.run(table.shape[1], len(table)).score(ids):
             count, streams = logits.shape[:2]
             weights = self.layout.weights(logits.reshape(count * streams, -1))
-            rows = frequencies.row_sums(weights).cpu().numpy().reshape(count, streams, -1)
-            columns = _columns(weights, row[step : step + count].reshape(-1))
+            rows = weights.rows().reshape(count, streams, -1)
+            columns = weights.columns(row[step : step + count].reshape(-1))
             columns = columns.reshape(count, streams, -1)
             if candidates is None:
                 known = np.zeros((count, streams, 0))
             else:
                 known = candidates[step : step + count]
-                known = _weights_of(known.reshape(count * streams, -1), weights)
+                known = weights.of(known.reshape(count * streams, -1))
                 known = known.reshape(count, streams, -1)
             for i in range(count):
                 yield rows[i], row[step], columns[i], column[step], known[i]
                 step += 1
-
-
-def _columns(weights: Any, rows: np.ndarray) -> np.ndarray:
-    """Weights int32 tensor [n, R, C], rows int32 [n] → float64 [n, C]."""
-    import torch
-
-    from llmzip import frequencies
-
-    chosen = torch.from_numpy(rows).long().to(weights.device)
-    columns: np.ndarray = frequencies.columns_of(weights[: len(rows)], chosen).cpu().numpy()
-    return columns
-
-
-def _weights_of(candidates: np.ndarray, weights: Any) -> np.ndarray:
-    """Candidates int32 [n, K], -1 for none, weights int32 tensor [n, R, C] → float64 [n, K]."""
-    import torch
-
-    ids = torch.from_numpy(np.maximum(candidates, 0).astype(np.int64)).to(weights.device)
-    known: np.ndarray = weights.flatten(1).gather(1, ids).double().cpu().numpy()
-    return known
 
 
 class _Memory:

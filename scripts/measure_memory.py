@@ -81,12 +81,12 @@ def score(content: bytes, tokens: Tokens, model: Any) -> Scored:
     step = 0
     for logits in model.run(streams, steps).score(shown):
         n = len(logits)
-        weights = layout.weights(logits.reshape(n * streams, -1)).flatten(1)
-        asked = torch.from_numpy(np.maximum(candidates[step : step + n], 0).astype(np.int64))
-        came = torch.from_numpy(table[step : step + n].astype(np.int64)).reshape(-1, 1)
-        known[step : step + n] = weights.gather(1, asked.flatten(0, 1)).view(n, streams, -1)
-        own[step : step + n] = weights.gather(1, came).view(n, streams)
-        total[step : step + n] = weights.sum(1, dtype=torch.float64).view(n, streams)
+        weights = layout.weights(logits.reshape(n * streams, -1))
+        asked = candidates[step : step + n].reshape(n * streams, -1)
+        came = table[step : step + n].reshape(-1, 1)
+        known[step : step + n] = weights.of(asked).reshape(n, streams, -1)
+        own[step : step + n] = weights.of(came).reshape(n, streams)
+        total[step : step + n] = weights.rows().sum(1).reshape(n, streams)
         step += n
     size = len(tokens.decode(np.ascontiguousarray(table.T).reshape(-1)))
     return Scored(size, table, candidates, evidence, known, own, total)

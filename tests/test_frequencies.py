@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmzip import frequencies
 from llmzip.errors import UnsupportedModel
 from llmzip.frequencies import Layout
 
@@ -27,18 +27,27 @@ def test_f1_f2_weights_are_positive_integers_with_exact_sums(
     seed: int, vocabulary: int, spread: float
 ) -> None:
     logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
-    weights = Layout(vocabulary, vocabulary + 256).weights(logits)
-    assert weights.dtype == torch.int32
-    assert int(weights.min()) >= 1
-    sums = frequencies.row_sums(weights)
-    assert torch.equal(sums, weights.sum(-1, dtype=torch.int64).double())
-    assert float(sums.sum(-1).max()) < 2**53
+    layout = Layout(vocabulary, vocabulary + 256)
+    weights = layout.weights(logits.clone())
+    whole, sums = weights.whole(), weights.rows()
+    assert whole.dtype == np.int32
+    assert whole.min() >= 1
+    assert np.array_equal(sums, whole.sum(-1, dtype=np.int64))
+    assert sums.sum(-1).max() < 2**53
+    on_device = layout.weights_on_device(logits.clone())
+    assert np.array_equal(on_device.whole(), whole)
+    assert np.array_equal(on_device.rows(), sums)
+    rows = np.array([layout.rows - 1, seed % layout.rows], dtype=np.int32)
+    assert np.array_equal(on_device.columns(rows), weights.columns(rows))
+    ids = np.array([[0, -1], [seed % vocabulary, 1], [vocabulary, 1]], dtype=np.int32)
+    assert np.array_equal(on_device.of(ids), weights.of(ids))
 
 
 def test_weights_follow_the_softmax() -> None:
     logits = torch.randn(20, 512, generator=torch.Generator().manual_seed(3)) * 3
     p = logits.double().softmax(-1)
-    weights = Layout(512, 512).weights(logits.clone()).view(20, -1).double()
+    weights = torch.from_numpy(Layout(512, 512).weights(logits.clone()).whole()).view(20, -1)
+    weights = weights.double()
     q = weights / weights.sum(-1, keepdim=True)
     divergence = (p * (p / q).log2()).sum(-1)
     assert float(divergence.max()) < 1e-5
@@ -47,29 +56,33 @@ def test_weights_follow_the_softmax() -> None:
 def test_f3_equal_logits_have_equal_weights_whatever_else_is_in_the_batch() -> None:
     row = torch.randn(1, 300, generator=torch.Generator().manual_seed(4))
     other = torch.randn(7, 300, generator=torch.Generator().manual_seed(5)) * 50
-    alone = Layout(300, 300).weights(row.clone())
-    together = Layout(300, 300).weights(torch.cat([other, row]))
-    assert torch.equal(alone[0], together[-1])
+    alone = Layout(300, 300).weights(row.clone()).whole()
+    together = Layout(300, 300).weights(torch.cat([other, row])).whole()
+    assert np.array_equal(alone[0], together[-1])
 
 
 def test_columns_are_those_of_the_row() -> None:
     layout = Layout(300, 300)
     weights = layout.weights(torch.randn(5, 300, generator=torch.Generator().manual_seed(6)))
-    rows = torch.tensor([0, 3, 1, layout.rows - 1, 2])
-    columns = frequencies.columns_of(weights, rows)
+    rows = np.array([0, 3, 1, layout.rows - 1, 2], dtype=np.int32)
+    columns = weights.columns(rows)
     for i, row in enumerate(rows.tolist()):
-        assert torch.equal(columns[i], weights[i, row].double())
+        assert np.array_equal(columns[i], weights.whole()[i, row])
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     logits = torch.zeros(2, 10)
     logits[1, 4] = bad
-    with pytest.raises(UnsupportedModel, match="not finite"):
-        Layout(10, 10).weights(logits)
+    layout = Layout(10, 10)
+    for weights in (layout.weights_on_host, layout.weights_on_device):
+        with pytest.raises(UnsupportedModel, match="not finite"):
+            weights(logits.clone())
+        with pytest.raises(UnsupportedModel, match="not finite"):
+            weights(torch.full((1, 10), -float("inf")))
 
 
 def test_minus_infinity_is_just_very_unlikely() -> None:
     logits = torch.zeros(1, 10)
     logits[0, 4] = float("-inf")
-    assert Layout(10, 10).weights(logits).view(-1)[4] == 1
+    assert Layout(10, 10).weights(logits).whole().reshape(-1)[4] == 1

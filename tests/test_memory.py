@@ -186,7 +186,7 @@ def test_the_header_names_the_version() -> None:
         writer.finish()
         header = container.Reader(io.BytesIO(sink.getvalue())).model
         assert header is not None
-        assert header.profile == 1 | version << 4
+        assert header.profile == 5 | version << 4
         data = bytearray(sink.getvalue())
         data[6] = 1 | 9 << 4
         with pytest.raises(llmzip.UnsupportedArchive, match="memory"):

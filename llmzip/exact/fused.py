@@ -141,11 +141,10 @@ class FusedLlama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, H] → logits [R, V]."""
-        if len(hidden) > _FEW:
-            return self._model.logits(hidden)
-        scale = self._model.head.scale.numpy()
-        rows = np.ascontiguousarray(hidden.numpy())
-        return torch.from_numpy(_head(rows, self._head_weight, scale))
+        q, s = _quantised_rows(np.ascontiguousarray(hidden.numpy()))
+        few = len(hidden) <= _FEW
+        total = _multiplied(q, self._head_weight) if few else _product(self._model.head, q)
+        return torch.from_numpy(_scaled_rows(total, s, self._model.head.scale.numpy()))
 
 
 _LINEARS = ("qkv", "output", "gate_up", "down")
@@ -555,13 +554,17 @@ def _step(
 
 
 @_jit
-def _head(hidden: np.ndarray, weight: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
-    q = np.empty(hidden.shape, dtype=np.int8)
-    y = np.empty((len(hidden), len(weight)), dtype=np.float32)
-    scales = np.empty(len(hidden), dtype=np.float32)
-    for r in range(len(hidden)):
-        scales[r] = _quantise(hidden[r], q[r])
-    total = _multiplied(q, weight)
-    for r in range(len(hidden)):
-        _scaled(total[r], scales[r], weight_scale, y[r])
+def _quantised_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q = np.empty(x.shape, dtype=np.int8)
+    scales = np.empty(len(x), dtype=np.float32)
+    for r in range(len(x)):
+        scales[r] = _quantise(x[r], q[r])
+    return q, scales
+
+
+@_jit
+def _scaled_rows(total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+    y = np.empty(total.shape, dtype=np.float32)
+    for r in range(len(total)):
+        _scaled(total[r], row_scales[r], weight_scale, y[r])
     return y
