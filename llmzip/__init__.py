@@ -9,8 +9,9 @@ b'It was the best of times, it was the worst of times.'
 from __future__ import annotations
 
 import io
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options
 from llmzip.errors import (
     CorruptArchive,
     InexactDevice,
@@ -21,7 +22,10 @@ from llmzip.errors import (
     WrongEnvironment,
     WrongModel,
 )
-from llmzip.file import open
+
+if TYPE_CHECKING:
+    from llmzip.codec import ArchiveReader, ArchiveWriter, Options
+    from llmzip.file import open
 
 __version__ = "0.1.0"
 
@@ -43,6 +47,22 @@ __all__ = [
 ]
 
 
+# Loaded when they are first asked for, as NumPy takes longer to load than all else.
+_LATER = {
+    "ArchiveReader": "llmzip.codec",
+    "ArchiveWriter": "llmzip.codec",
+    "Options": "llmzip.codec",
+    "open": "llmzip.file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_LATER[name]), name)
+    return value
+
+
 def compress(
     data: bytes | bytearray | memoryview,
     *,
@@ -60,6 +80,8 @@ def compress(
     `verify` decodes each frame before it is kept; `same_environment` takes any causal model, in
     plain floating point, for this machine and these versions alone. Raises LlmzipError.
     """
+    from llmzip.codec import ArchiveWriter, Options
+
     sink = io.BytesIO()
     writer = ArchiveWriter(
         sink,
@@ -89,5 +111,7 @@ def decompress(
     `model` is needed only if the archive was made with one that is not embedded; `force` tries
     an archive of another environment.
     """
+    from llmzip.codec import ArchiveReader, Options
+
     options = Options(model=model, device=device, force=force)
     return b"".join(ArchiveReader(io.BytesIO(data), options))

@@ -13,11 +13,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llmzip import __version__, container, file
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options, Progress
+import llmzip
+from llmzip import __version__, container
 from llmzip.errors import LlmzipError
+
+if TYPE_CHECKING:
+    from llmzip.codec import Options, Progress
 
 _READ_SIZE = 1 << 20
 _KINDS = {
@@ -153,7 +156,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         "force",
     )
     try:
-        return Options(**{name: given[name] for name in names if name in given})
+        return llmzip.Options(**{name: given[name] for name in names if name in given})
     except LlmzipError as error:
         raise UsageError(str(error)) from None
 
@@ -162,7 +165,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
 
     def transform(source: BinaryIO, sink: BinaryIO, progress: Progress) -> None:
-        writer = ArchiveWriter(sink, options, progress)
+        writer = llmzip.ArchiveWriter(sink, options, progress)
         while data := source.read(_READ_SIZE):
             writer.write(data)
         writer.finish()
@@ -179,7 +182,7 @@ def _decompress(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
 
     def transform(source: BinaryIO, sink: BinaryIO, progress: Progress) -> None:
-        for content in ArchiveReader(source, options, progress):
+        for content in llmzip.ArchiveReader(source, options, progress):
             sink.write(content)
 
     def name(path: Path) -> Path:
@@ -238,7 +241,9 @@ def _transform(
             transform(source, sys.stdout.buffer, progress)
             sys.stdout.buffer.flush()
             return
-        with file.replacing(target, overwrite=arguments.force) as sink:
+        from llmzip.file import replacing
+
+        with replacing(target, overwrite=arguments.force) as sink:
             transform(source, sink, progress)
             if name != "-":  # the temporary file gets mode and times before the target's name
                 sink.flush()
@@ -282,7 +287,7 @@ def _test(arguments: argparse.Namespace) -> int:
 
     def test(name: str) -> None:
         with _reading(name) as source, _progress(name, source, False) as progress:
-            size = sum(map(len, ArchiveReader(source, options, progress)))
+            size = sum(map(len, llmzip.ArchiveReader(source, options, progress)))
         print(f"{name}: ok, {size} bytes")
 
     return int(sum(_attempt(name, test) for name in arguments.files) > 0)

@@ -112,7 +112,7 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "GatedDeltaNet",
     ),
-    "gpt-j": ("GPTJConfig", {**_GPT2, "rotary_dim": 8}, "GPTJForCausalLM"),
+    "gpt-j": ("GPTJConfig", {**_GPT2, "rotary_dim": 8}, "GPTJ"),
     "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_COMMON}, "Bloom"),
     "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, **_COMMON}, "mamba"),
     "granite-by-3": ("GraniteConfig", {**_GROUPED, "logits_scaling": 3.0}, "GraniteForCausalLM"),

@@ -43,6 +43,7 @@ _MOVING = {
 def certify(model: ExactTransformer) -> bytes:
     """Raises UnsupportedModel by the name of what has no exact form; else the digest of the
     probe's logits, which tells apart versions that compute the model differently."""
+    _require_stored(model.network)
     o = model.outline
     count = min(_TOKENS, o.context)
     ids = torch.arange(1, 2 * count + 1) * 7919 % min(o.vocabulary, 9973)
@@ -82,6 +83,19 @@ def _fed(model: ExactTransformer, ids: Tensor, blocks: list[int]) -> Tensor:
         parts.append(model.logits(hidden.flatten(0, 1)).view(*block.shape, -1))
         position += block.shape[1]
     return torch.cat(parts, 1)
+
+
+def _require_stored(network: nn.Module) -> None:
+    """Tables that a module computed when it was made are as exact as the machine's library."""
+    inside = {part for m in network.modules() if isinstance(m, Exact) for part in m.modules()}
+    for module in network.modules():
+        for name in () if module in inside else module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.is_floating_point() and buffer.numel() > 1:
+                raise UnsupportedModel(
+                    f"{type(module).__name__} has no exact form (its {name} is computed by "
+                    "functions that machines differ in)"
+                )
 
 
 class _Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
