@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""How fast, in which stages, how near to the hardware, with how much memory; JSON and a plot.
+
+python scripts/benchmark_speed.py TEXT --out results/speed.json
+
+Needs an otherwise idle machine. `zpaq`, `xz` and `zstd` are run if they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llmzip
+from llmzip import codec, coder, frequencies, models, predictor, tokens
+from llmzip.bench import circumstances
+from llmzip.exact import fused, ops
+from llmzip.exact.fused import FusedLlama
+from llmzip.predictor import exact
+from llmzip.team import Team
+
+STREAMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PIECE = 1_000_000  # bytes of text that rooflines and stages are taken on
+_TOOLS = {  # compress INPUT to OUTPUT, and back
+    "llmzip": (["-m", "llmzip.cli", "compress", "IN", "-o", "OUT"],
+               ["-m", "llmzip.cli", "decompress", "OUT", "-o", "BACK"]),
+    "xz -9e": (["xz", "-9e", "-k", "-c", "IN", ">OUT"], ["xz", "-d", "-c", "OUT", ">BACK"]),
+    "zstd -19": (["zstd", "-q", "-19", "IN", "-o", "OUT"],
+                 ["zstd", "-q", "-d", "OUT", "-o", "BACK"]),
+    "zpaq -m5": (["zpaq", "a", "OUT", "IN", "-m5"], ["zpaq", "x", "OUT", "-to", "BACK"]),
+}  # fmt: skip
+
+
+# -- the roofline: floating-point operations ÷ what sgemm does for the same shapes --------------
+
+
+def _best(work: Callable[[], object], seconds: float = 0.5) -> float:
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def roofline(name: str) -> dict[str, Any]:
+    """Seconds a token that sgemm would take for the model's products, by shape."""
+    files = models.load(name)
+    model = predictor.build(files, activations="a8", context=predictor.default_context(files)).model
+    assert isinstance(model, FusedLlama)
+    a = model.architecture
+    window = min(a.window or a.context, a.context)
+    layer = [
+        (a.hidden_size, (a.heads + 2 * a.kv_heads) * a.head_dim),
+        (a.heads * a.head_dim, a.hidden_size),
+        (a.hidden_size, 2 * a.intermediate_size),
+        (a.intermediate_size, a.hidden_size),
+    ]
+    shapes = [(*shape, a.layers) for shape in layer] + [(a.hidden_size, a.vocab_size, 1)]
+    # scores and mixed values of a full window, the heads that share keys as rows
+    shapes += [(a.head_dim, window, a.layers * a.heads), (window, a.head_dim, a.layers * a.heads)]
+    rows, entries, seconds = exact.FORWARD_ROWS, [], 0.0
+    for inner, outer, times in shapes:
+        x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
+        took = _best(lambda x=x, weight=weight: x @ weight.T) / rows  # type: ignore[misc]
+        seconds += took * times
+        gflops = 2 * inner * outer / took / 1e9
+        entries.append({"in": inner, "out": outer, "times": times, "sgemm_gflops": gflops})
+    flops = sum(2 * e["in"] * e["out"] * e["times"] for e in entries)
+    return {
+        "flops_a_token": flops,
+        "sgemm_seconds_a_token": seconds,
+        "threads": torch.get_num_threads(),
+        "shapes": entries,
+    }
+
+
+# -- how long each stage takes --------------------------------------------------------------------
+
+_STAGES: list[tuple[Any, str, str]] = [
+    (ops.Linear, "product", "products"),
+    (fused, "_multiplied", "products"),
+    (fused, "_attention_rows", "attention"),
+    (fused, "_step", "model, steps of few rows"),
+    (FusedLlama, "forward", "model, the rest"),
+    (FusedLlama, "logits", "model, the rest"),
+    (frequencies.Layout, "weights", "frequencies"),
+    (codec._Memory, "recall", "memory"),
+    (codec._Memory, "recall_all", "memory"),
+    (codec._Memory, "observe", "memory"),
+    (codec._Memory, "weigh", "memory"),
+    (codec._Memory, "weigh_columns", "memory"),
+    (codec._Memory, "learn", "memory"),
+    (coder.Encoder, "put", "coder"),
+    (coder.Decoder, "get", "coder"),
+    (tokens.Tokens, "encode", "tokens"),
+    (tokens.Tokens, "decode", "tokens"),
+]
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds by stage, each without the stages that it calls; for one thread."""
+    spent: dict[str, float] = defaultdict(float)
+    inner = [0.0]
+
+    def wrap(function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            inner.append(0.0)
+            result = function(*arguments, **options)
+            took = time.perf_counter() - start
+            spent[stage] += took - inner.pop()
+            inner[-1] += took
+            return result
+
+        return run
+
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _STAGES]
+    for owner, name, stage in _STAGES:
+        setattr(owner, name, wrap(getattr(owner, name), stage))
+    try:
+        yield spent
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Direction → stage → share of the time, on one thread."""
+    threads, found = torch.get_num_threads(), {}
+    torch.set_num_threads(1)  # so that no thread computes ahead while another is timed
+    archive = llmzip.compress(content, **options)
+    ways: dict[str, Callable[[], bytes]] = {
+        "encode": lambda: llmzip.compress(content, **options),
+        "decode": lambda: llmzip.decompress(archive, **options),
+    }
+    for way, work in ways.items():
+        start = time.perf_counter()
+        with timed() as spent:
+            _alone(work)
+        took = time.perf_counter() - start
+        shares = {stage: seconds / took for stage, seconds in sorted(spent.items())}
+        found[way] = {**shares, "the rest": 1 - sum(shares.values()), "seconds": took}
+    torch.set_num_threads(threads)
+    return found
+
+
+def _alone(work: Callable[[], bytes]) -> bytes:
+    """Without the threads of a team, which would compute ahead."""
+    ahead = Team.together
+    setattr(Team, "together", lambda self, parts: zip(*parts, strict=True))  # noqa: B010
+    try:
+        return work()
+    finally:
+        setattr(Team, "together", ahead)  # noqa: B010
+
+
+# -- speed and ratio against streams ---------------------------------------------------------------
+
+
+def sweep(content: bytes, options: dict[str, Any], seconds_a_token: float) -> list[dict[str, Any]]:
+    found = []
+    for streams in (*STREAMS, None):
+        start = time.perf_counter()
+        archive = llmzip.compress(content, **options, streams=streams)
+        middle = time.perf_counter()
+        restored = llmzip.decompress(archive, model=options["model"], device=options["device"])
+        end = time.perf_counter()
+        assert restored == content
+        count = len(_tokens(options["model"]).encode(content))
+        entry = {
+            "streams": streams or "default",
+            "bits_per_byte": 8 * len(archive) / len(content),
+            "encode_mb_s": len(content) / (middle - start) / 1e6,
+            "decode_mb_s": len(content) / (end - middle) / 1e6,
+            "decode_tokens_s": count / (end - middle),
+            "encode_roofline_share": seconds_a_token * count / (middle - start),
+            "decode_roofline_share": seconds_a_token * count / (end - middle),
+        }
+        print({k: v if isinstance(v, str) else round(v, 4) for k, v in entry.items()}, flush=True)
+        found.append(entry)
+    return found
+
+
+def _tokens(name: str) -> tokens.Tokens:
+    files = models.load(name)
+    return tokens.Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
+
+
+# -- whole processes -------------------------------------------------------------------------------
+
+
+# A small process starts the one that is measured: a child begins with its parent's peak.
+_LAUNCHER = """
+import json, os, sys, time
+start, output = time.perf_counter(), os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+child = os.posix_spawnp(
+    sys.argv[2], sys.argv[2:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, output, 1)]
+)
+_, status, usage = os.wait4(child, 0)
+print(json.dumps([status, time.perf_counter() - start, usage.ru_maxrss * 1024]))
+"""
+
+
+def _run(command: list[str], places: dict[str, str]) -> tuple[float, int]:
+    """(seconds, peak resident bytes) of a whole process."""
+    output = "/dev/null"
+    if command[-1].startswith(">"):
+        output = places[command[-1][1:]]
+        command = command[:-1]
+    if command[0] == "-m":
+        command = [sys.executable, *command]
+    command = [places.get(word, word) for word in command]
+    done = subprocess.run(
+        [sys.executable, "-c", _LAUNCHER, output, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    status, seconds, memory = json.loads(done.stdout)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: status {status}")
+    return seconds, memory
+
+
+def processes(content: bytes, names: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in names:
+        compress, decompress = _TOOLS[name]
+        if compress[0] != "-m" and shutil.which(compress[0]) is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            places = {"IN": f"{folder}/in", "OUT": f"{folder}/out.zpaq", "BACK": f"{folder}/back"}
+            Path(places["IN"]).write_bytes(content)
+            encode, encode_memory = _run(compress, places)
+            size = Path(places["OUT"]).stat().st_size
+            decode, decode_memory = _run(decompress, places)
+        found[name] = {
+            "bytes": len(content),
+            "bits_per_byte": 8 * size / len(content),
+            "encode_seconds": encode,
+            "decode_seconds": decode,
+            "encode_peak_bytes": encode_memory,
+            "decode_peak_bytes": decode_memory,
+        }
+        print(name, found[name], flush=True)
+    return found
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    for model, entry in report["models"].items():
+        points = [p for p in entry["streams"] if p["streams"] != "default"]
+        x = [p["streams"] for p in points]
+        left.plot(x, [p["encode_mb_s"] * 1000 for p in points], "o-", label=f"{model}, encoding")
+        left.plot(x, [p["decode_mb_s"] * 1000 for p in points], "s--", label=f"{model}, decoding")
+        middle.plot(x, [p["bits_per_byte"] for p in points], "o-", label=model)
+    left.set_ylabel("KB/s")
+    middle.set_ylabel("bits per byte")
+    for axes in (left, middle):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("streams")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    left.set_ylim(bottom=0)
+    bars = [(m, w, s) for m, e in report["models"].items() for w, s in e["stages"].items()]
+    names = sorted({stage for _, _, shares in bars for stage in shares} - {"seconds"})
+    base = [0.0] * len(bars)
+    for i, stage in enumerate(names):
+        heights = [100 * shares.get(stage, 0) for _, _, shares in bars]
+        colour = pyplot.get_cmap("tab10")(i)
+        right.bar(
+            [f"{m}, {w}" for m, w, _ in bars], heights, bottom=base, label=stage, color=colour
+        )
+        base = [b + h for b, h in zip(base, heights, strict=True)]
+    right.set_ylabel("% of the time, one thread")
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--models", nargs="*", default=list(models.EMBEDDED))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bytes", type=int, default=_PIECE, help="of the text")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 4, 8, 16], help="MB, of memory")
+    parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
+    arguments = parser.parse_args()
+    text = arguments.text.read_bytes()
+    content = (text * (1 + arguments.bytes // len(text)))[: arguments.bytes]
+    report: dict[str, Any] = {
+        **circumstances(codec.Options(device=arguments.device)),
+        "text": arguments.text.name,
+        "bytes": len(content),
+        "models": {},
+    }
+    for name in arguments.models:
+        options = {"model": name, "device": arguments.device}
+        llmzip.decompress(llmzip.compress(content[:3000], **options), **options)
+        roof = roofline(name)
+        print({k: v for k, v in roof.items() if k != "shapes"}, flush=True)
+        report["models"][name] = {
+            "roofline": roof,
+            "stages": stages(content[: len(content) // 3], options),
+            "streams": sweep(content, options, roof["sgemm_seconds_a_token"]),
+        }
+    report["processes"] = processes(content, list(_TOOLS))
+    report["memory"] = []
+    for size in arguments.sizes:
+        piece = (text * (1 + size * 1_000_000 // len(text)))[: size * 1_000_000]
+        report["memory"].append(processes(piece, ["llmzip"])["llmzip"])
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
