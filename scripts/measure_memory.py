@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What the memory brings: bits per byte of texts without it, with matches alone, with contexts
-alone, with both, and with the adaptive correction on top; as JSON and as a plot.
+alone, with both, and with the adaptive correction on top; as JSON and as a plot. With --archives
+also whole archives of all texts, and of two made ones, beside xz -9e and zstd -22 --long.
 
-python scripts/measure_memory.py TEXT... --out results/memory.json
+python scripts/measure_memory.py TEXT... --archives MORE... --out results/memory.json
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import random
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import zstandard
 
+import llmzip
 from llmzip import codec, models, predictor
 from llmzip.bench import circumstances
 from llmzip.codec import Options
@@ -125,6 +131,59 @@ def load_model(name: str | None) -> tuple[Tokens, Any]:
     return Tokens(files.tokenizer_json, model.vocabulary), model
 
 
+def repeated_line() -> bytes:
+    """10 MB of one line."""
+    line = b"2026-01-31T23:59:59Z INFO worker 7: nothing to do, sleeping for 5 seconds\n"
+    return line * (10_000_000 // len(line))
+
+
+def template_log() -> bytes:
+    """5 MB: 200 lines over and over, the numbers in them changing."""
+    chance = random.Random(1)
+    words = [
+        f"{a}{b}" for a in ("serv", "work", "cach", "rout", "queu") for b in ("er", "ed", "ing")
+    ]
+    template = [
+        " ".join(chance.choice(words) if chance.random() < 0.7 else "{}" for _ in range(12))
+        for _ in range(200)
+    ]
+    lines, size = [], 0
+    while size < 5_000_000:
+        for form in template:
+            numbers = (str(chance.randrange(10 ** chance.randrange(1, 5))) for _ in range(12))
+            line = form.format(*numbers) + "\n"
+            lines.append(line)
+            size += len(line)
+    return "".join(lines).encode()
+
+
+def archives(paths: list[Path], model: str | None) -> Iterator[dict[str, Any]]:
+    """Bytes of whole archives, verified by decoding, and seconds."""
+    long = zstandard.ZstdCompressionParameters.from_level(22, window_log=27, enable_ldm=True)
+    made = {"(5 MB log)": template_log, "(10 MB of one line)": repeated_line}
+    texts = {path.name: path.read_bytes for path in paths} | made
+    for name, read in texts.items():
+        content = read()
+        start = time.perf_counter()
+        archive = llmzip.compress(content, model=model)
+        middle = time.perf_counter()
+        assert llmzip.decompress(archive, model=model) == content
+        end = time.perf_counter()
+        entry = {
+            "text": name,
+            "bytes": len(content),
+            "llmzip": len(archive),
+            "xz -9e": len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)),
+            "zstd -22 --long": len(
+                zstandard.ZstdCompressor(compression_params=long).compress(content)
+            ),
+            "encode_seconds": middle - start,
+            "decode_seconds": end - middle,
+        }
+        print(entry, flush=True)
+        yield entry
+
+
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
@@ -148,6 +207,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="+", type=Path)
+    parser.add_argument("--archives", nargs="*", type=Path, metavar="TEXT")
     parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--bytes", type=int, default=200_000, help="of each text")
     parser.add_argument("--out", type=Path, default=Path("results/memory.json"))
@@ -163,6 +223,9 @@ def main() -> None:
         bits = entry["bits_per_byte"]
         print(path.name, *(f"{way} {bits[way]:.4f}" for way in WAYS), f"xz {entry['xz']:.4f}")
     report = {**circumstances(Options(model=arguments.model)), "results": results}
+    if arguments.archives is not None:
+        texts = [*arguments.texts, *arguments.archives]
+        report["archives"] = list(archives(texts, arguments.model))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     plot(results, arguments.out.with_suffix(".png"))
