@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from llmzip.compiled import compiled
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import tables
 
@@ -139,7 +139,7 @@ class _OnDevice:
         return whole
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _weigh(
     logits: np.ndarray,
     factor: np.float32,

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmzip"
 STAGES = {
     "errors": 0,
+    "compiled": 0,
     "tokens": 1,
     "exact": 2,
     "models": 3,
@@ -68,7 +69,11 @@ def test_imports_go_to_earlier_stages_only(path: Path) -> None:
     stage = _stage(path)
     assert all(STAGES[used] < STAGES[stage] for used in _stages_used(path))
     if STAGES[stage] < STAGES["codec"]:
-        assert _stages_used(path) <= {"errors"} | NEIGHBOURS.get(stage, set())
+        assert _stages_used(path) <= {"errors", "compiled"} | NEIGHBOURS.get(stage, set())
+
+
+def test_numba_is_used_in_one_way() -> None:
+    assert {p.name for p in FILES if "numba.njit" in _imports(p)} == {"compiled.py"}
 
 
 def test_only_the_coder_knows_constriction() -> None:
@@ -81,9 +86,10 @@ def test_no_torch_in(name: str) -> None:
     assert not any(i.split(".")[0] == "torch" for i in _imports(PACKAGE / name))
 
 
-def test_import_llmzip_loads_no_torch() -> None:
+def test_importing_llmzip_loads_nothing_heavy() -> None:
     import subprocess
     import sys
 
-    code = "import sys, llmzip, llmzip.cli; sys.exit('torch' in sys.modules)"
+    heavy = {"torch", "transformers", "numba", "numpy", "zstandard"}
+    code = f"import sys, llmzip, llmzip.cli; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

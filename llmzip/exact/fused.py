@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from llmzip.compiled import compiled, compiled_for_integers
 from llmzip.exact import ops, tables
 from llmzip.exact.attention import MAX_CONTEXT
 from llmzip.exact.llama import Architecture, ExactLlama
@@ -38,10 +38,6 @@ _GATE_STEPS = np.float32(1 << tables.GATE_STEP_BITS)
 _GATE_REACH = np.float32(tables.GATE_RANGE << tables.GATE_STEP_BITS)
 # adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22
 _ROUNDER = np.float32(12582912)
-
-# Only for sums of integers that float32 holds exactly: any order and contraction give the same.
-_INTEGERS = {"contract", "reassoc"}
-_jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Cache:
@@ -239,14 +235,14 @@ def _product(linear: ops.Linear, q: np.ndarray) -> np.ndarray:
 # its two scales; `q` and the returned scale are the next one's input.
 
 
-@_jit
+@compiled
 def _round(x: np.float32) -> np.float32:
     """Half to even, for |x| < 2^22."""
     rounded: np.float32 = (x + _ROUNDER) - _ROUNDER
     return rounded
 
 
-@_jit
+@compiled
 def _maximum(x: np.ndarray) -> np.float32:
     """max |x|, floored; bit patterns are compared, which are in the same order, NaN last."""
     bits = x.view(np.int32)
@@ -257,7 +253,7 @@ def _maximum(x: np.ndarray) -> np.float32:
     return _FLOOR if value < _FLOOR else value
 
 
-@_jit
+@compiled
 def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
     scale: np.float32 = _maximum(x) * _A8
     for i in range(len(x)):
@@ -265,7 +261,7 @@ def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
     return scale
 
 
-@_jit
+@compiled
 def _norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
     maximum = _maximum(x)
     factor = (_ONE / maximum) * _NORM
@@ -280,7 +276,7 @@ def _norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray)
         y[i] = x[i] * inverse * weight[i]
 
 
-@_jit
+@compiled
 def _scaled(
     total: np.ndarray, row_scale: np.float32, weight_scale: np.ndarray, y: np.ndarray
 ) -> None:
@@ -288,7 +284,7 @@ def _scaled(
         y[i] = np.float32(total[i]) * row_scale * weight_scale[i]
 
 
-@_jit
+@compiled
 def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
     half = len(cos)
     for i in range(half):
@@ -297,7 +293,7 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
         x[half + i] = b * cos[i] + a * sin[i]
 
 
-@njit(cache=True, nogil=True, fastmath=_INTEGERS)
+@compiled_for_integers
 def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
     """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]."""
     scores[:] = 0
@@ -310,7 +306,7 @@ def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> N
                 row[j] += a * np.float32(key0[j]) + b * np.float32(key1[j])
 
 
-@njit(cache=True, nogil=True, fastmath=_INTEGERS)
+@compiled_for_integers
 def _weigh(p: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     """p [h, n] · values [n, D] → integers [h, D]."""
     out[:] = 0
@@ -329,7 +325,7 @@ def _weigh(p: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
                 out[h, d] += p[h, j] * np.float32(values[j, d])
 
 
-@_jit
+@compiled
 def _softmax(
     scores: np.ndarray,
     steps: np.ndarray,
@@ -366,7 +362,7 @@ def _softmax(
         scores[j] = _round(np.float32(weights[j]) * scales[j] * factor)
 
 
-@_jit
+@compiled
 def _attention_row(
     y: np.ndarray,
     cos: np.ndarray,
@@ -418,7 +414,7 @@ def _attention_row(
                 part[h, d] *= bound * _P_UNIT
 
 
-@_jit
+@compiled
 def _gate_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """silu(gate) · up, y [2I] → [I]."""
     size = len(out)
@@ -429,7 +425,7 @@ def _gate_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
         out[i] = table[np.int32(_round(step) + _GATE_REACH)] * y[i] * y[size + i]
 
 
-@_jit
+@compiled
 def _normed_rows(
     x: np.ndarray, weight: np.ndarray, epsilon: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -442,7 +438,7 @@ def _normed_rows(
     return q, scales
 
 
-@_jit
+@compiled
 def _attention_rows(
     total: np.ndarray,
     row_scales: np.ndarray,
@@ -474,7 +470,7 @@ def _attention_rows(
     return q, out_scales
 
 
-@_jit
+@compiled
 def _gated_rows(
     total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -490,7 +486,7 @@ def _gated_rows(
     return q, scales
 
 
-@_jit
+@compiled
 def _add_rows(
     x: np.ndarray, total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray
 ) -> None:
@@ -501,7 +497,7 @@ def _add_rows(
             x[r, i] += y[i]
 
 
-@_jit
+@compiled
 def _final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.ndarray:
     y = np.empty_like(x)
     for r in range(len(x)):
@@ -509,7 +505,7 @@ def _final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.nd
     return y
 
 
-@_jit
+@compiled
 def _multiplied(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """int8 [R, K] · int8 [N, K]ᵀ → int32 [R, N]."""
     total = np.empty((len(q), len(weight)), dtype=np.int32)
@@ -524,7 +520,7 @@ def _multiplied(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return total
 
 
-@_jit
+@compiled
 def _step(
     x: np.ndarray,
     norms: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -553,7 +549,7 @@ def _step(
     return _final_rows(x, norms[2], epsilon)
 
 
-@_jit
+@compiled
 def _quantised_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
@@ -562,7 +558,7 @@ def _quantised_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q, scales
 
 
-@_jit
+@compiled
 def _scaled_rows(total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
     y = np.empty(total.shape, dtype=np.float32)
     for r in range(len(total)):

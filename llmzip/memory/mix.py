@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
+from llmzip.compiled import compiled
 from llmzip.memory.recall import CANDIDATES, SOURCES, STATES
 from llmzip.memory.tables import LOG2, LOGIT_LIMIT, SHARES, SQUASH, STRETCH
 
@@ -122,7 +122,7 @@ class Mixer:
         )  # fmt: skip
 
 
-@njit(cache=True)
+@compiled
 def _log2(
     value: int,
 ) -> int:
@@ -140,14 +140,14 @@ def _log2(
     return (octave << 12) + int(LOG2[value - 4096])
 
 
-@njit(cache=True)
+@compiled
 def _clipped(
     logit: int,
 ) -> int:
     return min(LOGIT_LIMIT, max(-LOGIT_LIMIT, logit))
 
 
-@njit(cache=True)
+@compiled
 def _mix(
     candidates: np.ndarray,
     evidence: np.ndarray,
@@ -210,7 +210,7 @@ def _mix(
             weights[s, j] = max(1.0, np.floor(weights[s, j] * np.float64(rest) / np.float64(left)))
 
 
-@njit(cache=True)
+@compiled
 def _learn(
     candidates: np.ndarray,
     evidence: np.ndarray,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from llmzip.compiled import compiled
 
 
 def place_in_rows(
@@ -22,7 +23,7 @@ def place_in_columns(
     _place_in_columns(within, row, candidates, weights)
 
 
-@njit(cache=True)
+@compiled
 def _place_in_rows(
     rows: np.ndarray,
     candidates: np.ndarray,
@@ -40,7 +41,7 @@ def _place_in_rows(
                 rows[s, candidates[s, j] // columns] += weights[s, j]
 
 
-@njit(cache=True)
+@compiled
 def _place_in_columns(
     within: np.ndarray,
     row: np.ndarray,

@@ -8,7 +8,8 @@ alone, one id after the other, so that encoder and decoder remember the same.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from llmzip.compiled import compiled
 
 ORDERS = (1, 2, 3, 4, 5, 7)
 ENTRIES = 4  # ids remembered after a context, the last first
@@ -91,7 +92,7 @@ class Recall:
         return candidates, evidence
 
 
-@njit(cache=True)
+@compiled
 def _mixed(value: np.uint64) -> np.uint64:
     value = value * np.uint64(0x9E3779B97F4A7C15)
     value ^= value >> np.uint64(29)
@@ -99,7 +100,7 @@ def _mixed(value: np.uint64) -> np.uint64:
     return mixed
 
 
-@njit(cache=True)
+@compiled
 def _recall(
     history: np.ndarray,
     step: int,
@@ -199,7 +200,7 @@ def _recall(
             evidence[s, j, orders] = state
 
 
-@njit(cache=True)
+@compiled
 def _observe(
     history: np.ndarray,
     step: int,
