@@ -41,7 +41,7 @@ _ROUNDER = np.float32(12582912)
 
 
 class Cache:
-    """8-bit keys, D before n so that scores are computed side by side, and values."""
+    """8-bit keys and values, D before n so that neighbours are worked on side by side."""
 
     def __init__(self, architecture: Architecture, streams: int, context: int) -> None:
         a = architecture
@@ -49,28 +49,26 @@ class Cache:
         self.length = 0
         self._shape = (a.layers, streams, a.kv_heads)
         self._head_dim = a.head_dim
-        self._allocate(min(context, self.window + _SLACK))
+        self.arrays = self._allocated(min(context, self.window + _SLACK))
 
-    def _allocate(self, capacity: int) -> None:
-        self.keys = np.empty((*self._shape, self._head_dim, capacity), dtype=np.int8)
-        self.values = np.empty((*self._shape, capacity, self._head_dim), dtype=np.int8)
-        self.steps = np.empty((*self._shape, capacity), dtype=np.float32)  # of scores, a unit
-        self.scales = np.empty((*self._shape, capacity), dtype=np.float32)  # of values
+    def _allocated(self, capacity: int) -> tuple[np.ndarray, ...]:
+        """Keys, values [layers, S, G, D, capacity]; steps of scores that a key's unit makes,
+        scales of values [layers, S, G, capacity]."""
+        full, thin = (*self._shape, self._head_dim, capacity), (*self._shape, capacity)
+        shapes = ((full, np.int8), (full, np.int8), (thin, np.float32), (thin, np.float32))
+        return tuple(np.empty(shape, dtype=dtype) for shape, dtype in shapes)
 
     def make_room(self, count: int) -> None:
         """For `count` more tokens; what no window reaches any more is dropped."""
-        capacity = self.steps.shape[-1]
+        capacity = self.arrays[0].shape[-1]
         if self.length + count <= capacity:
             return
         keep = min(self.length, self.window - 1)
-        old = slice(self.length - keep, self.length)
-        before = (self.keys, self.values, self.steps, self.scales)
+        before = self.arrays
         if keep + count > capacity:
-            self._allocate(keep + count)
-        self.keys[..., :keep] = before[0][..., old].copy()
-        self.values[..., :keep, :] = before[1][..., old, :].copy()
-        self.steps[..., :keep] = before[2][..., old].copy()
-        self.scales[..., :keep] = before[3][..., old].copy()
+            self.arrays = self._allocated(keep + count)
+        for target, source in zip(self.arrays, before, strict=True):
+            target[..., :keep] = source[..., self.length - keep : self.length].copy()
         self.length = keep
 
 
@@ -111,7 +109,7 @@ class FusedLlama:
         model, a = self._model, self.architecture
         cos, sin = (table.numpy() for table in model.rotary.at(position, count))
         cache.make_room(count)
-        kept = (cache.keys, cache.values, cache.steps, cache.scales)
+        kept: Any = cache.arrays
         x = model.embedding.index_select(0, ids.reshape(-1)).numpy()
         base, window, constants = cache.length, cache.window, self._constants
         if len(x) <= _FEW:
@@ -295,34 +293,47 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
 
 @compiled_for_integers
 def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
-    """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]."""
+    """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]. Three queries at a time, as
+    models tend to have, and two dimensions, so that keys and scores are seldom read again."""
     scores[:] = 0
-    n, head_dim = scores.shape[1], q.shape[1]
-    for d in range(0, head_dim - 1, 2):  # two at a time: half as often through the scores
-        key0, key1 = keys[d, start : start + n], keys[d + 1, start : start + n]
-        for h in range(len(q)):
-            a, b, row = q[h, d], q[h, d + 1], scores[h]
+    heads, n = scores.shape
+    for d in range(0, q.shape[1] - 1, 2):
+        k0, k1 = keys[d, start : start + n], keys[d + 1, start : start + n]
+        for h in range(0, heads - 2, 3):
+            s0, s1, s2 = scores[h], scores[h + 1], scores[h + 2]
+            a0, a1, a2 = q[h, d], q[h + 1, d], q[h + 2, d]
+            b0, b1, b2 = q[h, d + 1], q[h + 1, d + 1], q[h + 2, d + 1]
             for j in range(n):
-                row[j] += a * np.float32(key0[j]) + b * np.float32(key1[j])
+                a, b = np.float32(k0[j]), np.float32(k1[j])
+                s0[j] += a0 * a + b0 * b
+                s1[j] += a1 * a + b1 * b
+                s2[j] += a2 * a + b2 * b
+        for h in range(heads - heads % 3, heads):
+            s0, a0, b0 = scores[h], q[h, d], q[h, d + 1]
+            for j in range(n):
+                s0[j] += a0 * np.float32(k0[j]) + b0 * np.float32(k1[j])
 
 
 @compiled_for_integers
-def _weigh(p: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
-    """p [h, n] · values [n, D] → integers [h, D]."""
-    out[:] = 0
-    n, head_dim = values.shape
-    for j in range(0, n - 3, 4):
-        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
-        for h in range(len(p)):
-            a, b, c, e, row = p[h, j], p[h, j + 1], p[h, j + 2], p[h, j + 3], out[h]
-            for d in range(head_dim):
-                row[d] += (a * np.float32(v0[d]) + b * np.float32(v1[d])) + (
-                    c * np.float32(v2[d]) + e * np.float32(v3[d])
-                )
-    for j in range(n - n % 4, n):
-        for h in range(len(p)):
-            for d in range(head_dim):
-                out[h, d] += p[h, j] * np.float32(values[j, d])
+def _weigh(p: np.ndarray, values: np.ndarray, start: int, out: np.ndarray) -> None:
+    """p [h, n] · values [D, ≥ n] from `start` → integers [h, D]."""
+    heads, n = p.shape
+    for d in range(out.shape[1]):
+        value = values[d, start : start + n]
+        for h in range(0, heads - 2, 3):
+            p0, p1, p2 = p[h], p[h + 1], p[h + 2]
+            t0, t1, t2 = np.float32(0), np.float32(0), np.float32(0)
+            for j in range(n):
+                v = np.float32(value[j])
+                t0 += p0[j] * v
+                t1 += p1[j] * v
+                t2 += p2[j] * v
+            out[h, d], out[h + 1, d], out[h + 2, d] = t0, t1, t2
+        for h in range(heads - heads % 3, heads):
+            p0, t0 = p[h], np.float32(0)
+            for j in range(n):
+                t0 += p0[j] * np.float32(value[j])
+            out[h, d] = t0
 
 
 @compiled
@@ -393,7 +404,9 @@ def _attention_row(
         steps[g, at] = _quantise(key, q) * score_scale
         for d in range(head_dim):
             keys[g, d, at] = q[d]
-        scales[g, at] = _quantise(y[heads + groups + g], values[g, at])
+        scales[g, at] = _quantise(y[heads + groups + g], q)
+        for d in range(head_dim):
+            values[g, d, at] = q[d]
         bound = np.float32(0)
         for j in range(start, at + 1):
             bound = scales[g, j] if scales[g, j] > bound else bound
@@ -408,7 +421,7 @@ def _attention_row(
             _softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
                      q_scales[h], bound, mantissas, weights)  # fmt: skip
         part = out[g * shared : (g + 1) * shared]
-        _weigh(scores, values[g, start : at + 1], part)
+        _weigh(scores, values[g], start, part)
         for h in range(shared):
             for d in range(head_dim):
                 part[h, d] *= bound * _P_UNIT
