@@ -70,13 +70,12 @@ class Layout:
         return self.weights_on_device(logits)
 
     def weights_on_host(self, logits: Tensor) -> Weights:
-        weights = np.ones((len(logits), self.rows * self.columns), dtype=np.int32)
-        weights[:, self.vocabulary : self.size] = _ESCAPE_WEIGHT
+        weights = np.empty((len(logits), self.rows * self.columns), dtype=np.int32)
         sums = np.empty((len(logits), self.rows))
         rows = np.ascontiguousarray(logits.numpy())
         mantissas = _weight_table(logits.device).numpy()[: 1 << _STEP_BITS]
         factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
-        if not _weigh(rows, factor, mantissas, weights, sums, self.columns):
+        if not _weigh(rows, factor, mantissas, weights, sums, self.columns, self.size):
             raise UnsupportedModel(_NOT_FINITE)
         return _OnHost(weights, sums)
 
@@ -108,7 +107,9 @@ class _OnHost:
         return columns
 
     def of(self, ids: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(self._weights, np.maximum(ids, 0), 1).astype(np.float64)
+        streams = np.arange(len(ids))[:, None]
+        known: np.ndarray = self._weights[streams, np.maximum(ids, 0)].astype(np.float64)
+        return known
 
     def whole(self) -> np.ndarray:
         n, rows = self._sums.shape
@@ -147,6 +148,7 @@ def _weigh(
     weights: np.ndarray,
     sums: np.ndarray,
     columns: int,
+    size: int,
 ) -> bool:
     """`weights_on_device` in one pass; False if a logit is NaN or +infinity, or all are -infinity.
     Loops are simple, to be vectorised; steps stand where the weights will be."""
@@ -171,6 +173,8 @@ def _weigh(
             place = np.uint32(out[i])
             mantissa = mantissas[place & np.uint32((1 << _STEP_BITS) - 1)]
             out[i] = mantissa >> np.int32(place >> np.uint32(_STEP_BITS))
+        out[len(row) : size] = _ESCAPE_WEIGHT
+        out[size:] = 1
         for r in range(sums.shape[1]):
             total = np.int64(0)
             for i in range(r * columns, (r + 1) * columns):

@@ -89,6 +89,7 @@ class FusedLlama:
         kinds = [[getattr(layer, kind) for layer in layers] for kind in _LINEARS]
         self._weights: Any = tuple(_stacked(linears) for linears in kinds)
         self._scales: Any = tuple(np.stack([x.scale.numpy() for x in linears]) for linears in kinds)
+        self._embedding = model.embedding.numpy()
         self._head_weight = _stacked([model.head])[0]
         self._constants = (
             np.float32(a.epsilon),
@@ -110,7 +111,7 @@ class FusedLlama:
         cos, sin = (table.numpy() for table in model.rotary.at(position, count))
         cache.make_room(count)
         kept: Any = cache.arrays
-        x = model.embedding.index_select(0, ids.reshape(-1)).numpy()
+        x = self._embedding[ids.reshape(-1).numpy()]
         base, window, constants = cache.length, cache.window, self._constants
         if len(x) <= _FEW:
             y = _step(x, self._norms, self._weights, self._scales, constants, cos, sin, kept,
