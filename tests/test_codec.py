@@ -255,7 +255,7 @@ def test_a_zstd_bomb_stays_inside_the_frames_length() -> None:
 def test_the_wrong_model_is_refused_before_decoding() -> None:
     data = archive(PROSE.encode())
     with pytest.raises(WrongModel, match="digest"):
-        llmzip.decompress(data, model="first")
+        llmzip.decompress(data, model="small")
     with pytest.raises(WrongModel, match="needs the model 'tiny'"):
         llmzip.decompress(data)
 

@@ -17,8 +17,8 @@ from llmzip.errors import UnsupportedModel, WrongModel
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED = ("first",)
-DEFAULT = "first"
+EMBEDDED = ("small",)
+DEFAULT = "small"
 DIGEST_BYTES = 32
 
 _HOME = Path(__file__).parent
