@@ -103,6 +103,28 @@ def test_banded_attention_is_sliding_attention(tmp_path: Path) -> None:
     assert torch.allclose(banded, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_is_minimised_is_the_loss_of_transformers(work: Path, bfloat16: bool) -> None:
+    trainee = model.Trainee(model.build(TINY))
+    network = trainee.network
+    with torch.no_grad():
+        for parameter in network.parameters():  # far from where all gradients are alike
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    ids = torch.from_numpy(data.batches(work, TINY, 0, 0, 1))
+    with torch.autocast("cpu", enabled=bfloat16):
+        loss = trainee(ids)
+    loss.backward()
+    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    network.set_attn_implementation("eager")
+    expected = network(ids, labels=ids).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01 if bfloat16 else 1e-5)
+    tolerance = 0.05 if bfloat16 else 1e-4
+    for gradient, parameter in zip(found, network.parameters(), strict=True):
+        assert (gradient - parameter.grad).norm() <= tolerance * parameter.grad.norm()
+
+
 def test_muon_orthogonalises() -> None:
     x = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(1))
     for matrices in (x, x.mT):

@@ -35,7 +35,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    loss: float = math.nan  # nats a token, averaged over about 50 steps
+    loss: float = math.nan  # nats a token, in the mean of the last steps that were logged
 
 
 def train(
@@ -58,22 +58,26 @@ def train(
     torch.set_flush_denormal(True)
     cuda = torch.cuda.is_available()
     # without cpu=True, processes started by torchrun would each train on their own
-    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+    accelerator = Accelerator(
+        cpu=not cuda, mixed_precision="bf16" if optim.fast_bfloat16(cuda) else "no"
+    )
     network = model.build(config) if network is None else network
     optimisers = optim.optimisers(network, config)
     progress = Progress()
     checkpoint = work / "checkpoint.safetensors"
     if resume and checkpoint.exists():
         progress = _load(checkpoint, network, optimisers)
-    network, *optimisers = accelerator.prepare(network, *optimisers)
-    plain: PreTrainedModel = accelerator.unwrap_model(network)
-    compiled = torch.compile(network) if config.compile else network
+    if config.compile:
+        network.base_model.compile()
+    trainee = model.Trainee(network)
+    prepared, *optimisers = accelerator.prepare(trainee, *optimisers)
     nats_to_bits = _bits_per_byte(work)
     decay_from = {"stable": 1.0, "decay": 0.0, "all": 1 - config.decay_share}[phase]
     first_step, saved, start = progress.step, time.time(), time.time()
-    before, quantised = progress.seconds, False
+    before = progress.seconds
     log = log or work / "loss.jsonl"
     main = accelerator.is_main_process
+    total = torch.zeros((), device=accelerator.device)  # nats since last logged
     bar = tqdm(total=round(budget), unit="s", desc=config.name, disable=None if main else True)
     while True:
         spent = (time.time() - start) / budget
@@ -85,11 +89,10 @@ def train(
             break
         if max_steps is not None:  # tests: by steps, which are the same on every machine
             spent = steps / max_steps
-        if spent >= decay_from and not quantised:
+        if spent >= decay_from and not trainee.quantised:
             if main:
-                _save(work / "stable.safetensors", plain, optimisers, progress)
-            model.quantise_linears(plain)
-            quantised = True
+                _save(work / "stable.safetensors", network, optimisers, progress)
+            trainee.quantise()
         falling = 1.0 if spent < decay_from else max(0.01, (1 - spent) / (1 - decay_from))
         optim.set_rates(
             optimisers, config, falling * min(1, (progress.step + 1) / config.warmup_steps)
@@ -99,9 +102,10 @@ def train(
         )
         ids = torch.from_numpy(rows).to(accelerator.device)
         with accelerator.autocast():
-            loss = compiled(ids, labels=ids).loss
+            loss = prepared(ids)
+        total += loss.detach()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -109,22 +113,20 @@ def train(
         progress.tokens += rows.size * accelerator.num_processes
         progress.seconds = before + time.time() - start
         if main and progress.step % _LOG_STEPS == 0:
-            value = loss.item()  # waits for the device, so not at every step
-            progress.loss = (
-                value if math.isnan(progress.loss) else 0.7 * progress.loss + 0.3 * value
-            )
+            progress.loss = float(total) / _LOG_STEPS  # waits for the device
+            total.zero_()
             bits = progress.loss * nats_to_bits
             _append(log, progress, bits, falling)
             bar.set_postfix(bits_per_byte=f"{bits:.3f}", tokens=f"{progress.tokens / 1e6:.1f}M")
             bar.n = min(bar.total, round(time.time() - start))
             bar.refresh()
             if time.time() - saved > _SAVE_SECONDS:
-                _save(checkpoint, plain, optimisers, progress)
+                _save(checkpoint, network, optimisers, progress)
                 saved = time.time()
     bar.close()
     if main:
-        _save(checkpoint, plain, optimisers, progress)
-    return plain, progress
+        _save(checkpoint, network, optimisers, progress)
+    return network, progress
 
 
 def _bits_per_byte(work: Path) -> float:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, MistralConfig, MistralForCausalLM
+from transformers import AttentionInterface, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from llmzip.train.config import Config
 
 _POSITIONS = 32768  # sliding attention: positions are only bounded by the restart of windows
+_QUERIES = 128  # that attend together on CPUs
+_ROWS = {"cpu": 128}  # of logits that are computed together: they stay in the cache of a core
+_ROWS_ELSEWHERE = 8192
 
 
 def banded_attention(
@@ -31,6 +35,15 @@ def banded_attention(
     batch, heads, length, dim = query.shape
     if length % window:
         raise ValueError(f"{length} tokens are no multiple of the window {window}")
+    if query.device.type == "cpu":
+        key, value = (
+            x.repeat_interleave(heads // key.shape[1], 1).flatten(0, 1) for x in (key, value)
+        )
+        scaling = dim**-0.5 if scaling is None else scaling
+        out = _Banded.apply(  # type: ignore[no-untyped-call]
+            query.flatten(0, 1) * scaling, key, value, window
+        )
+        return out.view(batch, heads, length, dim).transpose(1, 2), None
     blocks, groups = length // window, key.shape[1]
     q = query.view(batch, heads, blocks, window, dim).transpose(1, 2)
 
@@ -58,7 +71,119 @@ def banded_attention(
     return out.reshape(batch, length, heads, dim), None
 
 
+class _Banded(torch.autograd.Function):
+    """Sliding attention of q, k, v [N, T, D], q being scaled, by blocks of queries.
+
+    Four times as fast on CPUs as torch's own with a mask (22 ms a layer instead of 95, of 2,048
+    tokens on one core), as its products may be of bfloat16.
+    """
+
+    @staticmethod
+    def spans(length: int, window: int) -> Iterator[tuple[slice, slice]]:
+        """Blocks of queries, each with the keys that one of them may see."""
+        for first in range(0, length, _QUERIES):
+            end = min(first + _QUERIES, length)
+            yield slice(first, end), slice(max(0, first - window + 1), end)
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            q, k, v = (x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v))
+        out = torch.empty_like(v)
+        weights = []
+        with torch.autocast("cpu", enabled=False):
+            for rows, keys in _Banded.spans(q.shape[1], window):
+                scores = q[:, rows] @ k[:, keys].mT
+                i = torch.arange(rows.start, rows.stop)[:, None]
+                j = torch.arange(keys.start, keys.stop)
+                hidden = torch.zeros(i.shape[0], j.shape[0], dtype=scores.dtype)
+                hidden.masked_fill_((j > i) | (j <= i - window), -math.inf)
+                weights.append((scores + hidden).softmax(-1))
+                out[:, rows] = weights[-1] @ v[:, keys]
+        ctx.window = window
+        ctx.save_for_backward(q, k, v, *weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *weights = ctx.saved_tensors
+        (gradient,) = gradients
+        gradient = gradient.to(q.dtype)
+        dq = torch.empty_like(q)
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for (rows, keys), w in zip(_Banded.spans(q.shape[1], ctx.window), weights, strict=True):
+            dv[:, keys] += w.mT @ gradient[:, rows]
+            dw = gradient[:, rows] @ v[:, keys].mT
+            ds = torch._softmax_backward_data(dw, w, -1, w.dtype)
+            dq[:, rows] = ds @ k[:, keys]
+            dk[:, keys] += ds.mT @ q[:, rows]
+        return dq, dk, dv, None
+
+
 AttentionInterface.register("llmzip_banded", banded_attention)
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """hidden [N, D], weight [V, D], labels [N] → mean nats a token, never all logits at once.
+
+    Its gradients are computed with it. With bfloat16 products, the gradient of the label's own
+    logit is minus the mass of all the others, so that it does not vanish as that comes near 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        kind = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            kind = torch.get_autocast_dtype(hidden.device.type)
+        x, w = hidden.to(kind), weight.to(kind)
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+        total = torch.zeros((), device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = _ROWS.get(x.device.type, _ROWS_ELSEWHERE)
+            for start in range(0, len(x), rows):
+                part = slice(start, start + rows)
+                label = labels[part, None]
+                p = (x[part] @ w.T).softmax(-1)
+                own = p.gather(1, label).float()[:, 0]
+                p.scatter_(1, label, 0.0)
+                others = p.sum(1, dtype=torch.float32)
+                nats = torch.where(others < 0.5, -torch.log1p(-others), -own.clamp_min(1e-30).log())
+                total += nats.sum()
+                p.scatter_(1, label, -others[:, None].to(kind))
+                dx[part] = p @ w
+                dw += p.T @ x[part]
+        ctx.save_for_backward(dx, dw)
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw = ctx.saved_tensors
+        share = gradients[0] / len(dx)
+        return dx.float() * share, dw * share, None
+
+
+class Trainee(nn.Module):
+    """A causal language model as what is minimised: ids [B, T] → mean nats a predicted token."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+        self.quantised = False
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        weight: Tensor = self.network.lm_head.weight
+        if self.quantised:
+            hidden, weight = _rounded(hidden, -1), _rounded(weight, 1)
+        loss: Tensor = _NextTokenLoss.apply(  # type: ignore[no-untyped-call]
+            hidden[:, :-1].flatten(0, 1), weight, ids[:, 1:].flatten()
+        )
+        return loss
+
+    def quantise(self) -> None:
+        """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
+        self.quantised = True
+        quantise_linears(self.network.base_model)
 
 
 def build(config: Config) -> MistralForCausalLM:
@@ -101,7 +226,7 @@ def _rounded(x: Tensor, dim: int) -> Tensor:
 
 
 def quantise_linears(model: nn.Module) -> None:
-    """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
+    """Weights to int8 a row and inputs to 8 bits, with gradients as if they were not."""
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         return nn.functional.linear(_rounded(x, -1), _rounded(self.weight, 1), self.bias)
