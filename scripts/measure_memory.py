@@ -158,7 +158,7 @@ def template_log() -> bytes:
 
 
 def archives(paths: list[Path], model: str | None) -> Iterator[dict[str, Any]]:
-    """Bytes of whole archives, verified by decoding, and seconds."""
+    """Bytes of whole archives, and seconds."""
     long = zstandard.ZstdCompressionParameters.from_level(22, window_log=27, enable_ldm=True)
     made = {"(5 MB log)": template_log, "(10 MB of one line)": repeated_line}
     texts = {path.name: path.read_bytes for path in paths} | made
@@ -166,9 +166,7 @@ def archives(paths: list[Path], model: str | None) -> Iterator[dict[str, Any]]:
         content = read()
         start = time.perf_counter()
         archive = llmzip.compress(content, model=model)
-        middle = time.perf_counter()
-        assert llmzip.decompress(archive, model=model) == content
-        end = time.perf_counter()
+        seconds = time.perf_counter() - start
         entry = {
             "text": name,
             "bytes": len(content),
@@ -177,8 +175,7 @@ def archives(paths: list[Path], model: str | None) -> Iterator[dict[str, Any]]:
             "zstd -22 --long": len(
                 zstandard.ZstdCompressor(compression_params=long).compress(content)
             ),
-            "encode_seconds": middle - start,
-            "decode_seconds": end - middle,
+            "encode_seconds": seconds,
         }
         print(entry, flush=True)
         yield entry
