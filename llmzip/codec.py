@@ -41,7 +41,7 @@ MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and 
 
 # the header's profile, low half: which exact arithmetic, or none
 PROFILES = {1: "old a8", 2: "old a16k8", 3: "old a16", 4: "plain", 5: "a8", 6: "a16"}
-_MEMORIES = (0, 1)  # high half: none, or memory version 1
+_MEMORIES = (0, 1, 2)  # high half: version of the memory, 0 for none; the last is written
 _ACTIVATIONS = ("a8", "a16")  # that are written today
 
 _ZSTD_LEVEL = 19
@@ -142,11 +142,15 @@ def _code_step(
 class FrameCodec:
     """One model's way from content to payload and back."""
 
-    def __init__(self, tokens: Tokens, predictor: Predictor, *, memory: bool = True) -> None:
-        """With `memory`, the streams of a frame learn from what they all have said so far."""
+    def __init__(
+        self, tokens: Tokens, predictor: Predictor, *, memory: int = _MEMORIES[-1]
+    ) -> None:
+        """`memory` is the version of what the streams of a frame learn from, 0 for nothing."""
         from llmzip.frequencies import Layout
+        from llmzip.memory import kinds
 
         self.tokens, self.predictor, self.memory = tokens, predictor, memory
+        self._kinds = kinds(tokens.spellings)
         self.layout = Layout(predictor.vocabulary, tokens.size)
 
     def encode(self, content: bytes, streams: int | None, progress: Progress) -> container.Frame:
@@ -159,7 +163,7 @@ class FrameCodec:
         encoder = Encoder()
         turn = _Put(encoder)
         report = _Share(progress, len(content), len(table))
-        memory = _Memory(streams, len(table), self.layout.columns) if self.memory else None
+        memory = self._new_memory(streams, len(table))
         if memory is not None:
             memory.recall_all(table, last)
         with Team(streams, self.predictor.cores(len(ids))) as team:
@@ -209,7 +213,7 @@ class FrameCodec:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
             before: list[np.ndarray | None] = [None] * len(parts)
-            remembered = _Memory(frame.streams, steps, self.layout.columns) if self.memory else None
+            remembered = self._new_memory(frame.streams, steps)
             for step in range(steps):
                 candidates = remembered.recall() if remembered is not None else no_candidates
                 asked = [candidates[part] for part in parts]
@@ -239,6 +243,11 @@ class FrameCodec:
                 report.done(step + 1)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
+
+    def _new_memory(self, streams: int, steps: int) -> _Memory | None:
+        if not self.memory:
+            return None
+        return _Memory(self.memory, streams, steps, self.layout.columns, self._kinds)
 
     def _advance(
         self, run: Run, ids: np.ndarray | None, candidates: np.ndarray
@@ -310,12 +319,16 @@ class FrameCodec:
 class _Memory:
     """The memory of one frame: what it recalls for a step, and what it makes of the outcome."""
 
-    def __init__(self, streams: int, steps: int, columns: int) -> None:
-        from llmzip.memory import CANDIDATES, SOURCES, Mixer, Recall
+    def __init__(
+        self, version: int, streams: int, steps: int, columns: int, kinds: np.ndarray
+    ) -> None:
+        from llmzip.memory import begin
 
-        self._recall, self._mixer, self._columns = Recall(streams, steps), Mixer(streams), columns
-        self._candidates = np.zeros((streams, CANDIDATES), dtype=np.int32)
-        self._evidence = np.zeros((streams, CANDIDATES, SOURCES), dtype=np.uint8)
+        self._recall, self._mixer = begin(version, streams, steps, kinds)
+        self._columns = columns
+        shape = streams, self._recall.candidates
+        self._candidates = np.zeros(shape, dtype=np.int32)
+        self._evidence = np.zeros((*shape, self._recall.sources), dtype=np.uint8)
 
     def recall(self) -> np.ndarray:
         """Candidates for the next step, int32 [S, K]."""
@@ -391,7 +404,7 @@ _ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for sh
 
 
 def _frame_codec(
-    files: ModelFiles, kind: str, window: int, overlap: int, device: str, memory: bool
+    files: ModelFiles, kind: str, window: int, overlap: int, device: str, memory: int
 ) -> FrameCodec:
     """`kind` is one of PROFILES."""
     from llmzip import predictor
@@ -429,10 +442,11 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
         default = predictor.default_context(files)
     window, overlap = options.context or (default.window, default.overlap)
     window, overlap = container.round_length(window), container.round_length(overlap)
-    codec = _frame_codec(files, kind, window, overlap, options.device, options.memory)
+    memory = _MEMORIES[-1] if options.memory else 0
+    codec = _frame_codec(files, kind, window, overlap, options.device, memory)
     profile = next(number for number, k in PROFILES.items() if k == kind)
     header = container.ModelHeader(
-        profile=profile | (_MEMORIES[-1] << 4 if options.memory else 0),
+        profile=profile | memory << 4,
         digest_start=files.digest[: container.DIGEST_START],
         window=window,
         overlap=overlap,
@@ -460,7 +474,7 @@ def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
     files = find_model(header, options.model)
     if kind == "plain" and not options.force:
         _require_environment(header.environment, options.device)
-    codec = _frame_codec(files, kind, header.window, header.overlap, options.device, bool(memory))
+    codec = _frame_codec(files, kind, header.window, header.overlap, options.device, memory)
     if codec.predictor.certificate != header.certificate:
         from importlib.metadata import version
 

@@ -59,6 +59,11 @@ class Tokens:
         self.size = len(self._bytes)
         self._lengths = _match_lengths(self._ids)
 
+    @property
+    def spellings(self) -> list[bytes | None]:
+        """What each id spells; None for those that are never used."""
+        return self._bytes
+
     def encode(self, data: bytes) -> np.ndarray:
         """Any bytes → int32 ids with `decode(encode(data)) == data`."""
         ids: list[int] = []

@@ -27,11 +27,10 @@ from llmzip import codec, models, predictor
 from llmzip.bench import circumstances
 from llmzip.codec import Options
 from llmzip.frequencies import Layout
-from llmzip.memory import CANDIDATES, SOURCES, Mixer, Recall
+from llmzip.memory import CANDIDATES, MATCH, Mixer, Recall, kinds, prior
 from llmzip.tokens import Tokens
 
 WAYS = ("none", "matches", "contexts", "both", "both, corrected")
-_MATCH = SOURCES - 1
 
 
 class _Uncorrected(Mixer):
@@ -49,10 +48,10 @@ def only(way: str, candidates: np.ndarray, evidence: np.ndarray) -> tuple[np.nda
         return candidates, evidence
     evidence = evidence.copy()
     if way == "matches":
-        evidence[..., :_MATCH] = 0
-        known = np.asarray(evidence[..., _MATCH] >= 16)
+        evidence[..., :MATCH] = 0
+        known = np.asarray((evidence[..., MATCH] >= 16) & (evidence[..., MATCH] < 80))
     else:
-        evidence[..., _MATCH] = 0
+        evidence[..., MATCH] = 0
         known = np.asarray((evidence >= 8).any(-1))
     order = np.argsort(~known, axis=-1, kind="stable")  # the coder's candidates have no gaps
     kept = np.take_along_axis(np.where(known, candidates, -1), order, -1)
@@ -79,7 +78,9 @@ def score(content: bytes, tokens: Tokens, model: Any) -> Scored:
     table = ids[: len(ids) // streams * streams].reshape(streams, -1).T.astype(np.int32)
     table = np.ascontiguousarray(table)
     steps = len(table)
-    candidates, evidence = Recall(streams, steps).recall_all(table, streams)
+    candidates, evidence = Recall(streams, steps, kinds(tokens.spellings)).recall_all(
+        table, streams
+    )
     layout = Layout(model.vocabulary, tokens.size)
     known = np.zeros((steps, streams, CANDIDATES))
     own, total = np.zeros((steps, streams)), np.zeros((steps, streams))
@@ -98,13 +99,13 @@ def score(content: bytes, tokens: Tokens, model: Any) -> Scored:
     return Scored(size, table, candidates, evidence, known, own, total)
 
 
-def measure(scored: Scored, prior: bool = True) -> dict[str, float]:
+def measure(scored: Scored) -> dict[str, float]:
     """Way → bits per byte."""
     table, candidates, total = scored.table, scored.candidates, scored.total
     found = {"none": float(np.log2(total / scored.own).sum()) / scored.size}
     for way in WAYS[1:]:
         streams = table.shape[1]
-        mixer = Mixer(streams, prior=prior) if way != "both" else _Uncorrected(streams, prior=prior)
+        mixer = (_Uncorrected if way == "both" else Mixer)(streams, prior())
         bits = 0.0
         for t in range(len(table)):
             chosen, reasons = only(way, candidates[t], scored.evidence[t])

@@ -1,41 +1,52 @@
 #!/usr/bin/env python3
 """What the memory's mixer knows before it has learned anything of a text: the state that it is
-left in by texts kept for tuning, taken whole and in short pieces.
+left in by excerpts of a training corpus, short ones and long ones.
 
-python scripts/train_memory.py TEXT... [--out llmzip/memory/prior.json]
+python scripts/train_memory.py CORPUS --config scripts/configs/small.toml
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 from measure_memory import load_model, score
 
-from llmzip.memory.mix import PRIOR, Mixer
+from llmzip.memory.mix import PRIOR, Mixer, blank
+from llmzip.train import config, data
 
-_PIECES = (2_000, 20_000, 100_000)  # bytes
+_PIECES = {2_000: 6, 20_000: 3, 100_000: 1}  # bytes → pieces of each category
+
+
+def excerpts(corpus: Path, mix: dict[str, float]) -> list[bytes]:
+    """Of each category with a share in the mix, neighbouring documents as one text."""
+    chance = random.Random(1)
+    found = []
+    for category, files in data.categories(corpus).items():
+        if mix.get(category):
+            text = b"".join(document for path in files for document in data.documents(path))
+            for size, count in _PIECES.items():
+                for _ in range(count):
+                    start = chance.randrange(len(text) - size)
+                    found.append(text[start : start + size])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("texts", nargs="+", type=Path)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file with the mix")
     parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--out", type=Path, default=PRIOR)
     arguments = parser.parse_args()
     tokens, model = load_model(arguments.model)
-    pieces = []
-    for path in arguments.texts:
-        content = path.read_bytes()
-        for i, size in enumerate(_PIECES):
-            for start in range(0, 300_000, 300_000 // (6 >> i)):  # several short ones, one long
-                if piece := content[start : start + size]:
-                    pieces.append(score(piece, tokens, model))
-        print(path.name, flush=True)
+    texts = excerpts(arguments.corpus, config.load(arguments.config).mix)
+    pieces = [score(text, tokens, model) for text in texts]
     order = np.random.default_rng(1).permutation(len(pieces))
-    mixer = Mixer(max(piece.table.shape[1] for piece in pieces), prior=False)
+    mixer = Mixer(max(piece.table.shape[1] for piece in pieces), blank())
     for _ in range(2):
         for i in order:
             piece = pieces[i]

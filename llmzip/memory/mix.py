@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.memory.recall import CANDIDATES, SOURCES, STATES
+from llmzip.memory.recall import CANDIDATES, MATCH, SOURCES, STATES
 from llmzip.memory.tables import LOG2, LOGIT_LIMIT, SHARES, SQUASH, STRETCH
 
 PRIOR = Path(__file__).with_name("prior.json")
 
-_INPUTS = SOURCES + 2  # each source, the language model, a constant
+_OWN_INPUTS = 2  # beside the sources: the language model, a constant
 _CONSTANT = 80
 _RANKS = 3  # places in the order of candidates that are told apart
-_CONTEXTS = (SOURCES + 1) * _RANKS  # by the best source that knows the candidate, and the rank
 _ODDS = 24  # classes of the language model's own logit
 _BUCKETS = 33  # of logits, in the adaptive table
 _BUCKET = (2 * LOGIT_LIMIT + 2) // (_BUCKETS - 1)
@@ -45,49 +44,56 @@ def _first_estimates() -> np.ndarray:
         for at in range(4):
             for i, n in enumerate(counts):
                 for j, m in enumerate(others):
-                    trust = (8 if at == 0 else 5) * min(20, 6 + 3 * source)
+                    trust = (8 if at == 0 else 5) * min(15, 6 + 3 * source)
                     share = 10 * n * trust * _ONE // (200 * (10 * n + 10 * m + 24))
                     estimates[source, 8 + (at * 6 + i) * 4 + j] = share
-    for size in range(16):
-        estimates[-1, 16 + size] = _ONE - 10 * _ONE // (16 + 9 * size)
-        estimates[-1, 1 + size // 2] = _ONE // 100
+    estimates[MATCH] = _ONE // 100
+    for size in range(16):  # hits since the last of 0, 1, 2 or more misses
+        estimates[MATCH, 16 + size : 80 : 16] = _ONE - 10 * _ONE // (16 + 9 * size)
     return estimates
 
 
 @cache
-def _prior() -> dict[str, np.ndarray]:
-    """The state that texts kept for tuning left a mixer in (scripts/train_memory.py)."""
-    state = json.loads(PRIOR.read_bytes())
+def prior(path: Path = PRIOR) -> dict[str, np.ndarray]:
+    """The state that excerpts of a training corpus left a mixer in (scripts/train_memory.py)."""
+    state = json.loads(path.read_bytes())
     return {name: np.array(table, dtype=np.int64) for name, table in state.items()}
+
+
+def blank() -> dict[str, np.ndarray]:
+    """The state of a mixer that has seen nothing."""
+    inputs = np.full((1, _OWN_INPUTS + SOURCES), 9830, dtype=np.int64)  # 0.15
+    inputs[:, SOURCES:] = 65536, 0  # the language model, a constant
+    contexts = (SOURCES + 1) * _RANKS  # by the best source that knows the candidate, and the rank
+    middles = np.minimum(np.arange(_BUCKETS) * _BUCKET, 2 * LOGIT_LIMIT + 1)
+    return {
+        "estimates": _first_estimates(),
+        "counts": np.full((SOURCES, STATES), 6, dtype=np.int64),
+        "by_context": inputs.repeat(contexts, axis=0),
+        "by_match": inputs.repeat(STATES, axis=0),
+        "by_odds": inputs.repeat(_ODDS * _RANKS, axis=0),
+        "refined": np.tile(SQUASH[middles] << 6, (contexts, 1)),
+        "refined_counts": np.full((contexts, _BUCKETS), 6, dtype=np.int64),
+    }
 
 
 class Mixer:
     """What was learned of how much each source is worth; for S streams in lockstep."""
 
-    def __init__(self, streams: int, *, prior: bool = True) -> None:
-        """Without the `prior`, all is to be learned from the text itself."""
-        if prior:
-            state = _prior()
-            self._estimates = state["estimates"].copy()
-            self._counts = state["counts"].copy()
-            self._by_context = state["by_context"].copy()
-            self._by_match = state["by_match"].copy()
-            self._by_odds = state["by_odds"].copy()
-            self._refined = state["refined"].copy()
-            self._refined_counts = state["refined_counts"].copy()
-        else:
-            self._estimates = _first_estimates()
-            self._counts = np.full((SOURCES, STATES), 6, dtype=np.int64)
-            self._by_context = np.zeros((_CONTEXTS, _INPUTS), dtype=np.int64)
-            self._by_context[:, :SOURCES] = 9830  # 0.15, and the language model 1
-            self._by_context[:, SOURCES] = 65536
-            self._by_odds = np.repeat(self._by_context[:1], _ODDS * _RANKS, axis=0)
-            self._by_match = np.repeat(self._by_context[:1], STATES, axis=0)
-            middles = np.minimum(np.arange(_BUCKETS) * _BUCKET, 2 * LOGIT_LIMIT + 1)
-            self._refined = np.tile(SQUASH[middles] << 6, (_CONTEXTS, 1))
-            self._refined_counts = np.full(self._refined.shape, 6, dtype=np.int64)
-        self._inputs = np.zeros((streams, CANDIDATES, _INPUTS), dtype=np.int64)
-        self._chosen = np.zeros((streams, CANDIDATES, 5), dtype=np.int64)
+    def __init__(
+        self, streams: int, state: dict[str, np.ndarray], candidates: int = CANDIDATES
+    ) -> None:
+        """`state` is that of another mixer, to begin with."""
+        self._estimates = state["estimates"].copy()
+        self._counts = state["counts"].copy()
+        self._by_context = state["by_context"].copy()
+        self._by_match = state["by_match"].copy()
+        self._by_odds = state["by_odds"].copy()
+        self._refined = state["refined"].copy()
+        self._refined_counts = state["refined_counts"].copy()
+        inputs = self._by_context.shape[1]
+        self._inputs = np.zeros((streams, candidates, inputs), dtype=np.int64)
+        self._chosen = np.zeros((streams, candidates, 5), dtype=np.int64)
 
     def state(self) -> dict[str, np.ndarray]:
         """What a prior is made of; no count is above what leaves room to learn."""
@@ -162,33 +168,34 @@ def _mix(
     chosen: np.ndarray,
     weights: np.ndarray,
 ) -> None:
-    match = SOURCES - 1
+    sources = evidence.shape[2]
+    match = sources - 1
     for s in range(len(candidates)):
         rest = np.int64(total[s])
         left = np.int64(1) << 32  # the probability of what comes after
         count = 0
-        for j in range(CANDIDATES):
+        for j in range(candidates.shape[1]):
             if candidates[s, j] < 0:
                 break
             count += 1
             weight = np.int64(known[s, j])
             rest = max(rest - weight, np.int64(1))
             best = 0
-            for source in range(SOURCES):
+            for source in range(sources):
                 state = evidence[s, j, source]
                 inputs[s, j, source] = STRETCH[estimates[source, state] >> 10] if state else 0
-                if state >= (16 if source == match else 8):
+                if 16 <= state < 80 if source == match else state >= 8:
                     best = source + 1
             logit = (_log2(weight) - _log2(rest)) * _LN2 >> 16
-            inputs[s, j, SOURCES] = _clipped(logit)
-            inputs[s, j, SOURCES + 1] = _CONSTANT
+            inputs[s, j, sources] = _clipped(logit)
+            inputs[s, j, sources + 1] = _CONSTANT
             context = best * _RANKS + min(j, _RANKS - 1)
             state = evidence[s, j, match]
-            odds = (inputs[s, j, SOURCES] + LOGIT_LIMIT + 1) >> 8
+            odds = (inputs[s, j, sources] + LOGIT_LIMIT + 1) >> 8
             third = odds * _RANKS + min(j, _RANKS - 1)
             chosen[s, j, 4] = third
             product = np.int64(0)
-            for i in range(_INPUTS):
+            for i in range(sources + _OWN_INPUTS):
                 product += (
                     by_context[context, i] + by_match[state, i] + by_odds[third, i]
                 ) * inputs[s, j, i]
@@ -225,21 +232,22 @@ def _learn(
     inputs: np.ndarray,
     chosen: np.ndarray,
 ) -> None:
+    sources = evidence.shape[2]
     for s in range(len(ids)):
-        for j in range(CANDIDATES):
+        for j in range(candidates.shape[1]):
             if candidates[s, j] < 0:
                 break
             yes = candidates[s, j] == ids[s]
             context, state = chosen[s, j, 0], chosen[s, j, 1]
             third = chosen[s, j, 4]
             error = ((1 << 16) if yes else 0) - chosen[s, j, 2]
-            for i in range(_INPUTS):
+            for i in range(sources + _OWN_INPUTS):
                 step = (inputs[s, j, i] * error * _RATE + (1 << 17)) >> 18
                 by_context[context, i] += step
                 by_match[state, i] += step
                 by_odds[third, i] += step
             target = _ONE - 1 if yes else 0
-            for source in range(SOURCES):
+            for source in range(sources):
                 state = evidence[s, j, source]
                 n = counts[source, state]
                 estimates[source, state] += ((target - estimates[source, state]) * SHARES[n]) >> 16

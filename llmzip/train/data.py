@@ -39,7 +39,8 @@ def manifest_digest(corpus: Path) -> str:
     return hasher.hexdigest()
 
 
-def _documents(path: Path) -> list[bytes]:
+def documents(path: Path) -> list[bytes]:
+    """Of one file of a corpus."""
     if path.suffix == ".zst":
         decompressor = zstandard.ZstdDecompressor(max_window_size=_LONG_WINDOW)
         with path.open("rb") as file:
@@ -48,27 +49,29 @@ def _documents(path: Path) -> list[bytes]:
     return [path.read_bytes()]
 
 
-def _category(path: Path) -> str:
-    return path.name.split(".")[0]
+def categories(corpus: Path) -> dict[str, list[Path]]:
+    """Category → its files."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(corpus.iterdir()):
+        files.setdefault(path.name.split(".")[0], []).append(path)
+    return files
 
 
 def sample(corpus: Path, config: Config) -> list[str]:
     """Documents in random order, categories in the shares of the mix, the same for a seed."""
     chance = random.Random(config.seed)
     total = sum(config.mix.values())
-    files: dict[str, list[Path]] = {}
-    for path in sorted(corpus.iterdir()):
-        files.setdefault(_category(path), []).append(path)
+    files = categories(corpus)
     chosen: list[str] = []
     for category, share in config.mix.items():
         if not share:
             continue
         if category not in files:
             raise LlmzipError(f"{corpus} has no file of the category {category!r}")
-        documents = [d for path in files[category] for d in _documents(path)]
-        chance.shuffle(documents)
+        found = [d for path in files[category] for d in documents(path)]
+        chance.shuffle(found)
         wanted = config.corpus_bytes * share / total
-        for document in documents:
+        for document in found:
             if wanted <= 0:
                 break
             if len(document) > config.longest_excerpt:
