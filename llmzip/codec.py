@@ -7,8 +7,10 @@ and of terminals. Torch is loaded when a model is needed, not before.
 
 from __future__ import annotations
 
+import bisect
 import json
 import lzma
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -637,22 +639,63 @@ class ArchiveReader:
     """Iterates over the verified contents of an archive's frames."""
 
     def __init__(
-        self, source: BinaryIO, options: Options | None = None, progress: Progress | None = None
+        self,
+        source: BinaryIO,
+        options: Options | None = None,
+        progress: Progress | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
-        """Reads the header. Raises CorruptArchive, UnsupportedArchive."""
-        self._reader = container.Reader(source)
+        """Reads the header; if `alone`, bytes that follow the archive are refused.
+
+        Raises CorruptArchive, UnsupportedArchive.
+        """
+        self._reader = container.Reader(source, alone=alone)
         self._options, self._progress = options or Options(), progress or _silent
         self.model = self._reader.model
         self._codec: FrameCodec | None = None
+        # of the frames known so far: first byte in the source and in the content; for `seek`
+        self._positions, self._offsets = array("Q"), array("Q")
+        if source.seekable():
+            self._note(self._reader.place())
 
     def __iter__(self) -> Iterator[bytes]:
-        while (frame := self._reader.next_frame()) is not None:
-            if frame.kind == container.MODEL:
-                assert self.model is not None  # the container sees to it
-                self._codec = self._codec or _for_reading(self.model, self._options)
-                content = self._codec.decode(frame, self._progress)
-            else:
-                content = _unstored(frame)
-                self._progress(len(content))
-            self._reader.accept(frame, content)
+        while (content := self.read_frame()) is not None:
             yield content
+
+    def read_frame(self) -> bytes | None:
+        """The content of the next frame, verified; None after the last. Raises LlmzipError."""
+        frame = self._reader.next_frame()
+        if frame is None:
+            return None
+        if frame.kind == container.MODEL:
+            assert self.model is not None  # the container sees to it
+            self._codec = self._codec or _for_reading(self.model, self._options)
+            content = self._codec.decode(frame, self._progress)
+        else:
+            content = _unstored(frame)
+            self._progress(len(content))
+        self._reader.accept(frame, content)
+        return content
+
+    def seek(self, offset: int) -> int:
+        """Turn to the frame that holds byte `offset` of the content, or to the end, and return
+        where in the content that is. Decodes nothing: frames are hopped over by their lengths.
+
+        The source must be seekable. Raises CorruptArchive where the lengths lead astray.
+        """
+        known = bisect.bisect_right(self._offsets, offset) - 1
+        self._reader.go(container.Place(known, self._positions[known], self._offsets[known]))
+        while True:
+            place = self._reader.place()
+            if not self._reader.hop():
+                return place.offset
+            self._note(place)
+            if self._reader.offset > offset:
+                self._reader.go(place)
+                return place.offset
+
+    def _note(self, place: container.Place) -> None:
+        if place.frame == len(self._offsets):
+            self._positions.append(place.position)
+            self._offsets.append(place.offset)
