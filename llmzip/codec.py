@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import json
 import lzma
+import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _ZSTD_LEVEL = 19
 _LZMA = [
     {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": container.FRAME_LIMIT}
 ]
+_FEW = 4096  # symbols a word: no text is so plain that a model frame reaches it
 _PLAIN_RATIO = 400  # what zstd makes this much smaller needs no model
 _SAMPLE = 1024  # bytes a snippet,
 _SNIPPETS = 16  # by which a large frame is tried
@@ -111,11 +113,22 @@ class _Put:
 
 
 class _Get:
-    def __init__(self, decoder: Decoder) -> None:
+    """Of few words for many symbols, damage shows when these have said more than words can: it
+    would take hours to come to the end, and to the check of the content."""
+
+    def __init__(self, decoder: Decoder, words: int, symbols: int) -> None:
         self._decoder = decoder
+        # 32 bits a word, and a quarter more, as the coder rounds rare symbols to 2^-24
+        self._left = 40.0 * (words + 4) if symbols > _FEW * (words + 4) else math.inf
 
     def code(self, weights: np.ndarray) -> np.ndarray:
-        return self._decoder.get(weights)
+        symbols = self._decoder.get(weights)
+        if self._left < math.inf:
+            chosen = weights[np.arange(len(symbols)), symbols] / weights.sum(1)
+            self._left += float(np.log2(np.maximum(chosen, 2.0**-24)).sum())
+            if self._left < 0:
+                raise CorruptArchive("the coded words are too few for what they say")
+        return symbols
 
 
 def _code_step(
@@ -205,7 +218,7 @@ class FrameCodec:
         table = np.zeros((steps, frame.streams), dtype=np.int32)
         no_candidates = np.zeros((frame.streams, 0), dtype=np.int32)
         decoder = Decoder(frame.payload)
-        turn = _Get(decoder)
+        turn = _Get(decoder, len(frame.payload) // 4, 2 * frame.tokens)
         report = _Share(progress, frame.content_length, steps)
         with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts

@@ -294,6 +294,7 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             os.replace(temporary, target)
         else:  # unlike a rename, a link fails if someone made the target meanwhile
             _link_new(temporary, target)
+        _sync_folder(target.parent)  # who removes the source now must not lose both
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -305,6 +306,16 @@ def _link_new(temporary: Path, target: Path) -> None:
         if target.exists():
             raise _exists(target) from None
         os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the name of a new file to disk, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _exists(target: Path) -> FileExistsError:

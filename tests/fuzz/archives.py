@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with atheris.instrument_imports(include=["llmzip"]):
     from conftest import table_frames
+
     from fuzz import properties
 
 CHECKS = "--no-checks" not in sys.argv
