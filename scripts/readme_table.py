@@ -38,12 +38,36 @@ def costs() -> str:
     return "\n".join([*lines, "", f"{note}, {last['date']}."])
 
 
-TABLES = {"README.md": ("bench", bench), "docs/architectures.md": ("costs", costs)}
+def portability() -> str:
+    report = json.loads((ROOT / "results" / "portability.json").read_text())
+    lines = [
+        "| where | machine | torch | transformers | numba | coder | archives |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, way in report["ways"].items():
+        if "failed" in way:
+            lines.append(f"| {name} | {' |' * 5} failed: {way['failed']} |")
+            continue
+        versions = way["versions"]
+        cells = [name, f"{way['machine']}, {way['capability']}"]
+        cells += [versions[key] for key in ("torch", "transformers", "numba", "constriction")]
+        outcomes = list(way["archives"].values())
+        others = sorted({outcome for outcome in outcomes if outcome != "same"})
+        cells.append("; ".join([f"{outcomes.count('same')} of {len(outcomes)} the same", *others]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
+
+
+TABLES = [
+    ("README.md", "bench", bench),
+    ("README.md", "portability", portability),
+    ("docs/architectures.md", "costs", costs),
+]
 
 
 def main() -> int:
     stale = 0
-    for name, (mark, make) in TABLES.items():
+    for name, mark, make in TABLES:
         path = ROOT / name
         text = path.read_text()
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
