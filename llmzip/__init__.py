@@ -25,16 +25,20 @@ from llmzip.errors import (
 
 if TYPE_CHECKING:
     from llmzip.codec import ArchiveReader, ArchiveWriter, Options
-    from llmzip.file import open
+    from llmzip.file import LlmzipFile, open
+    from llmzip.incremental import Compressor, Decompressor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArchiveReader",
     "ArchiveWriter",
+    "Compressor",
     "CorruptArchive",
+    "Decompressor",
     "InexactDevice",
     "LlmzipError",
+    "LlmzipFile",
     "Options",
     "TruncatedArchive",
     "UnsupportedArchive",
@@ -51,6 +55,9 @@ __all__ = [
 _LATER = {
     "ArchiveReader": "llmzip.codec",
     "ArchiveWriter": "llmzip.codec",
+    "Compressor": "llmzip.incremental",
+    "Decompressor": "llmzip.incremental",
+    "LlmzipFile": "llmzip.file",
     "Options": "llmzip.codec",
     "open": "llmzip.file",
 }

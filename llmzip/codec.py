@@ -7,8 +7,11 @@ and of terminals. Torch is loaded when a model is needed, not before.
 
 from __future__ import annotations
 
+import bisect
 import json
 import lzma
+import math
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -48,6 +51,7 @@ _ZSTD_LEVEL = 19
 _LZMA = [
     {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": container.FRAME_LIMIT}
 ]
+_FEW = 4096  # symbols a word: no text is so plain that a model frame reaches it
 _PLAIN_RATIO = 400  # what zstd makes this much smaller needs no model
 _SAMPLE = 1024  # bytes a snippet,
 _SNIPPETS = 16  # by which a large frame is tried
@@ -109,11 +113,22 @@ class _Put:
 
 
 class _Get:
-    def __init__(self, decoder: Decoder) -> None:
+    """Of few words for many symbols, damage shows when these have said more than words can: it
+    would take hours to come to the end, and to the check of the content."""
+
+    def __init__(self, decoder: Decoder, words: int, symbols: int) -> None:
         self._decoder = decoder
+        # 32 bits a word, and a quarter more, as the coder rounds rare symbols to 2^-24
+        self._left = 40.0 * (words + 4) if symbols > _FEW * (words + 4) else math.inf
 
     def code(self, weights: np.ndarray) -> np.ndarray:
-        return self._decoder.get(weights)
+        symbols = self._decoder.get(weights)
+        if self._left < math.inf:
+            chosen = weights[np.arange(len(symbols)), symbols] / weights.sum(1)
+            self._left += float(np.log2(np.maximum(chosen, 2.0**-24)).sum())
+            if self._left < 0:
+                raise CorruptArchive("the coded words are too few for what they say")
+        return symbols
 
 
 def _code_step(
@@ -207,7 +222,7 @@ class FrameCodec:
         table = np.zeros((steps, frame.streams), dtype=np.int32)
         no_candidates = np.zeros((frame.streams, 0), dtype=np.int32)
         decoder = Decoder(frame.payload)
-        turn = _Get(decoder)
+        turn = _Get(decoder, len(frame.payload) // 4, 2 * frame.tokens)
         report = _Share(progress, frame.content_length, steps)
         with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts
@@ -651,22 +666,63 @@ class ArchiveReader:
     """Iterates over the verified contents of an archive's frames."""
 
     def __init__(
-        self, source: BinaryIO, options: Options | None = None, progress: Progress | None = None
+        self,
+        source: BinaryIO,
+        options: Options | None = None,
+        progress: Progress | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
-        """Reads the header. Raises CorruptArchive, UnsupportedArchive."""
-        self._reader = container.Reader(source)
+        """Reads the header; if `alone`, bytes that follow the archive are refused.
+
+        Raises CorruptArchive, UnsupportedArchive.
+        """
+        self._reader = container.Reader(source, alone=alone)
         self._options, self._progress = options or Options(), progress or _silent
         self.model = self._reader.model
         self._codec: FrameCodec | None = None
+        # of the frames known so far: first byte in the source and in the content; for `seek`
+        self._positions, self._offsets = array("Q"), array("Q")
+        if source.seekable():
+            self._note(self._reader.place())
 
     def __iter__(self) -> Iterator[bytes]:
-        while (frame := self._reader.next_frame()) is not None:
-            if frame.kind == container.MODEL:
-                assert self.model is not None  # the container sees to it
-                self._codec = self._codec or _for_reading(self.model, self._options)
-                content = self._codec.decode(frame, self._progress)
-            else:
-                content = _unstored(frame)
-                self._progress(len(content))
-            self._reader.accept(frame, content)
+        while (content := self.read_frame()) is not None:
             yield content
+
+    def read_frame(self) -> bytes | None:
+        """The content of the next frame, verified; None after the last. Raises LlmzipError."""
+        frame = self._reader.next_frame()
+        if frame is None:
+            return None
+        if frame.kind == container.MODEL:
+            assert self.model is not None  # the container sees to it
+            self._codec = self._codec or _for_reading(self.model, self._options)
+            content = self._codec.decode(frame, self._progress)
+        else:
+            content = _unstored(frame)
+            self._progress(len(content))
+        self._reader.accept(frame, content)
+        return content
+
+    def seek(self, offset: int) -> int:
+        """Turn to the frame that holds byte `offset` of the content, or to the end, and return
+        where in the content that is. Decodes nothing: frames are hopped over by their lengths.
+
+        The source must be seekable. Raises CorruptArchive where the lengths lead astray.
+        """
+        known = bisect.bisect_right(self._offsets, offset) - 1
+        self._reader.go(container.Place(known, self._positions[known], self._offsets[known]))
+        while True:
+            place = self._reader.place()
+            if not self._reader.hop():
+                return place.offset
+            self._note(place)
+            if self._reader.offset > offset:
+                self._reader.go(place)
+                return place.offset
+
+    def _note(self, place: container.Place) -> None:
+        if place.frame == len(self._offsets):
+            self._positions.append(place.position)
+            self._offsets.append(place.offset)

@@ -6,6 +6,7 @@ Every length is checked before anything is allocated. Knows nothing of what a fr
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -133,22 +134,47 @@ class Writer:
             self._sink.write(_offset_bytes(self._offset) + self._hash.digest())
 
 
+@dataclass(frozen=True)
+class _Fields:
+    """What stands before a frame's payload."""
+
+    kind: int
+    content_length: int
+    tokens: int
+    streams: int
+    payload_length: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame is: its number, its first byte in the source, and in the content."""
+
+    frame: int
+    position: int
+    offset: int
+
+
 class Reader:
-    """Reads one archive from `source`, which need not be seekable.
+    """Reads one archive from `source`, which need not be seekable unless `hop` or `go` is called.
 
     For every frame call `next_frame`, decode its payload, then `accept` with the content, which
     raises CorruptArchive if it is not what was written. `next_frame` returns None at the end.
     """
 
-    def __init__(self, source: BinaryIO) -> None:
-        """Reads the header. Raises CorruptArchive or UnsupportedArchive."""
-        self._source = source
+    def __init__(self, source: BinaryIO, *, alone: bool = True) -> None:
+        """Reads the header; if `alone`, bytes that follow the archive are refused.
+
+        Raises CorruptArchive or UnsupportedArchive.
+        """
+        self._source, self._alone = source, alone
         self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
         self.offset = 0  # bytes of content accepted
         self._frames = 0
-        self._done = self._skipped = False
+        self._done = self._ended = self._skipped = False
         self._header = b""
         self._fields = b""
+        self._expected = b""  # Content_Check of the frame that was read last
         self.model: ModelHeader | None = None
         self._read_header()
 
@@ -226,6 +252,18 @@ class Reader:
 
     def next_frame(self) -> Frame | None:
         """The next frame, its Payload_Check verified; None after the last."""
+        fields = self._next_fields()
+        if fields is None:
+            return None
+        payload = self._take(fields.payload_length)
+        if fields.content_length > SMALL and self._take(_CHECK_BYTES) != _check(payload):
+            raise CorruptArchive(f"frame {self._frames} is damaged (its payload check fails)")
+        self._expected = self._take(_CHECK_BYTES)
+        return Frame(
+            fields.kind, fields.content_length, payload, fields.tokens, fields.streams, fields.last
+        )
+
+    def _next_fields(self) -> _Fields | None:
         if self._done:
             self._read_end()
             return None
@@ -246,40 +284,63 @@ class Reader:
                 raise CorruptArchive("a frame without streams")
         if kind != RAW:
             payload_length = self._varint(content_length, "payload length")
-        payload = self._take(payload_length)
-        if content_length > SMALL and self._take(_CHECK_BYTES) != _check(payload):
-            raise CorruptArchive(f"frame {self._frames} is damaged (its payload check fails)")
         last = bool(kind_byte[0] & _LAST_FRAME)
-        return Frame(kind, content_length, payload, tokens, streams, last)
+        return _Fields(kind, content_length, tokens, streams, payload_length, last)
 
     def accept(self, frame: Frame, content: bytes) -> None:
         """Verify a decoded frame; nothing of it may be used before."""
-        expected = self._take(_CHECK_BYTES)
         actual = _check(self._header, _offset_bytes(self.offset), self._fields, content)
-        if len(content) != frame.content_length or expected != actual:
+        if len(content) != frame.content_length or self._expected != actual:
             raise CorruptArchive(f"frame {self._frames} is damaged (its content check fails)")
         self._hash.update(content)
-        self.offset += len(content)
-        self._frames += 1
-        self._done = frame.last
+        self._pass(frame.content_length, frame.last)
 
     def skip(self, frame: Frame) -> None:
         """Pass over a frame undecoded; only the structure is verified from here on."""
-        self._take(_CHECK_BYTES)
         self._skipped = True
-        self.offset += frame.content_length
+        self._pass(frame.content_length, frame.last)
+
+    def _pass(self, content_length: int, last: bool) -> None:
+        self.offset += content_length
         self._frames += 1
-        self._done = frame.last
+        self._done = last
+
+    def place(self) -> Place:
+        """Of the next frame."""
+        return Place(self._frames, self._source.tell(), self.offset)
+
+    def hop(self) -> bool:
+        """As `next_frame` and `skip`, by its lengths alone; False after the last frame."""
+        fields = self._next_fields()
+        if fields is None:
+            return False
+        checks = _CHECK_BYTES * (1 + (fields.content_length > SMALL))
+        self._source.seek(fields.payload_length + checks - 1, io.SEEK_CUR)
+        self._take(1)  # a file can be sought beyond its end
+        self._skipped = True
+        self._pass(fields.content_length, fields.last)
+        return True
+
+    def go(self, place: Place) -> None:
+        """The next frame is the one at `place`, which this reader gave."""
+        self._source.seek(place.position)
+        self._frames, self.offset = place.frame, place.offset
+        self._done = self._ended = False
+        self._skipped = place.frame > 0  # else the hash of the whole can be verified again
+        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
 
     def _read_end(self) -> None:
+        if self._ended:
+            return
         if _has_trailer(self.offset, self._frames):
             trailer = self._take(8 + HASH_BYTES)
             if trailer[:8] != _offset_bytes(self.offset):
                 raise CorruptArchive("the trailer does not fit the frames")
             if trailer[8:] != self._hash.digest() and not self._skipped:
                 raise CorruptArchive("the hash of the whole content fails")
-        if self._source.read(1):
+        if self._alone and self._source.read(1):
             raise CorruptArchive("bytes follow the end of the archive")
+        self._ended = True
 
 
 def _has_trailer(content_length: int, frames: int) -> bool:

@@ -1,4 +1,4 @@
-"""Archives as files: `open` as in gzip and lzma, and safe replacement of a target file.
+"""Archives as files: `open` and `LlmzipFile` as in gzip and lzma, safe replacement of a file.
 
 Knows nothing of models' insides.
 """
@@ -11,99 +11,243 @@ import errno
 import io
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import Any, BinaryIO, Literal, cast, overload
 
 from llmzip.codec import ArchiveReader, ArchiveWriter, Options
 
+_Text = Literal["rt", "wt", "xt", "tr", "tw", "tx"]
+_Binary = Literal["r", "w", "x", "rb", "wb", "xb", "br", "bw", "bx"]
+
 
 class _Contents(io.RawIOBase):
-    """The content of an archive as a raw stream; seeking back starts over."""
+    """The content of an archive as a raw stream. Seeking sets a number; the next read decodes
+    the frame that holds it, and no other."""
 
     def __init__(self, source: BinaryIO, options: Options) -> None:
-        self._source, self._options = source, options
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._frames = iter(ArchiveReader(self._source, self._options))
-        self._frame = memoryview(b"")
+        self._reader = ArchiveReader(source, options)
+        self._seekable = source.seekable()
         self._position = 0
+        self._frame = memoryview(b"")  # decoded last
+        self._start = 0  # of that frame in the content,
+        self._next: int | None = 0  # and of the reader's next one; None: unknown since an error
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
-        return self._source.seekable()
+        return self._seekable
 
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        while not self._frame:
-            frame = next(self._frames, None)
-            if frame is None:
+    def readinto(self, buffer: Any) -> int:
+        while not 0 <= self._position - self._start < len(self._frame):
+            if self._next != self._position:
+                self._turn(self._position)
+            start = self._next
+            if self._seekable:
+                self._next = None
+            content = self._reader.read_frame()
+            self._next = start
+            if content is None:
                 return 0
-            self._frame = memoryview(frame)
-        count = min(len(buffer), len(self._frame))
-        buffer[:count] = self._frame[:count]
-        self._frame = self._frame[count:]
-        self._position += count
-        return count
+            assert start is not None
+            self._frame, self._start = memoryview(content), start
+            self._next = start + len(content)
+        part = self._frame[self._position - self._start :][: len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _turn(self, offset: int) -> int:
+        """Make the frame that holds `offset`, or the end, the reader's next → where that is."""
+        self._next = None
+        self._next = self._reader.seek(offset)
+        return self._next
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Emulated by decoding, so going far may be slow."""
+        if not self._seekable:
+            raise io.UnsupportedOperation("the archive's source is not seekable")
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
-            self._skip(None)
-            offset += self._position
+            offset += self._turn(sys.maxsize)
+        elif whence != io.SEEK_SET:
+            raise ValueError(f"invalid whence {whence}")
         if offset < 0:
             raise ValueError(f"negative seek position {offset}")
-        if offset < self._position:
-            self._source.seek(0)
-            self._rewind()
-        self._skip(offset - self._position)
-        return self._position
+        self._position = offset
+        return offset
 
-    def _skip(self, count: int | None) -> None:
-        buffer = bytearray(1 << 16)
-        while count is None or count > 0:
-            size = len(buffer) if count is None else min(count, len(buffer))
-            got = self.readinto(memoryview(buffer)[:size])
-            if not got:
-                break
-            count = None if count is None else count - got
+
+class LlmzipFile(io.BufferedIOBase):
+    """An archive as a binary file: the content is read from it, or written to it.
+
+    Reading seeks as a plain file does, and decodes only the frames that hold what is read;
+    writing cannot seek. An archive that is written is complete only after `close`.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str] | BinaryIO,
+        mode: str = "r",
+        *,
+        options: Options | None = None,
+    ) -> None:
+        """`filename` is a path, or a binary file object, which `close` leaves open; `mode` is
+        one of r, w, x, with or without b.
+
+        Raises LlmzipError if what is to be read is no archive, OSError, ValueError for other
+        modes.
+        """
+        self._reading: io.BufferedReader | None = None
+        self._writing: ArchiveWriter | None = None
+        self._file: BinaryIO | None = None
+        self._failed = False
+        self._written = 0
+        kind = mode.replace("b", "", 1)
+        if kind not in ("r", "w", "x"):
+            raise ValueError(f"invalid mode {mode!r}")
+        self._owned = isinstance(filename, (str, os.PathLike))
+        if isinstance(filename, (str, os.PathLike)):
+            self._file = cast(BinaryIO, builtins.open(filename, kind + "b"))  # noqa: SIM115
+        else:
+            self._file = filename
+        try:
+            options = options or Options()
+            if kind == "r":
+                self._reading = io.BufferedReader(_Contents(self._file, options))
+            else:
+                self._writing = ArchiveWriter(self._file, options)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
+        """Complete an archive that is written. May be called more than once without error."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            if self._reading is not None:
+                self._reading.close()
+            if self._writing is not None and not self._failed:
+                self._writing.finish()
+        finally:
+            self._reading = self._writing = None
+            if self._owned:
+                file.close()
 
+    @property
+    def closed(self) -> bool:
+        return self._file is None
 
-class _Archive(io.RawIOBase):
-    """What is written to it becomes an archive; `close` completes it."""
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise ValueError("I/O operation on closed file")
+        return self._file
 
-    def __init__(self, sink: BinaryIO, options: Options) -> None:
-        self._sink = sink
-        self._writer = ArchiveWriter(sink, options)
+    def _reader(self) -> io.BufferedReader:
+        self._open_file()
+        if self._reading is None:
+            raise io.UnsupportedOperation("not open for reading")
+        return self._reading
+
+    def fileno(self) -> int:
+        """Of the archive itself."""
+        return self._open_file().fileno()
+
+    def readable(self) -> bool:
+        return self._open_file() is not None and self._reading is not None
 
     def writable(self) -> bool:
-        return True
+        return self._open_file() is not None and self._writing is not None
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        view = memoryview(data)
-        self._writer.write(view.cast("B"))
-        return view.nbytes
+    def seekable(self) -> bool:
+        return self.readable() and self._reader().seekable()
 
-    def close(self) -> None:
-        """May be called more than once without error."""
-        if not self.closed:
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes of content, all of it by default; b"" at the end.
+
+        Raises CorruptArchive if the frame that holds them, or the end, is not intact.
+        """
+        return self._reader().read(size)
+
+    def read1(self, size: int = -1) -> bytes:
+        """Up to `size` bytes of content, of one frame."""
+        return self._reader().read1(size)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._reader().readinto(buffer)
+
+    def readinto1(self, buffer: Any) -> int:
+        return self._reader().readinto1(buffer)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._reader().readline(-1 if size is None else size)
+
+    def peek(self, size: int = 0) -> bytes:
+        """Some of what `read` gives next, at least a byte of it unless at the end."""
+        return self._reader().peek(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte of the content, as in a plain file, and return its number. From the end
+        costs reading the header of every frame, decoding none."""
+        return self._reader().seek(offset, whence)
+
+    def tell(self) -> int:
+        """Bytes of content before the next one that is read or written."""
+        return self._reader().tell() if self._writing is None else self._written
+
+    def write(self, data: Any) -> int:
+        """Take any bytes-like object in; returns its length in bytes."""
+        self._open_file()
+        if self._writing is None:
+            raise io.UnsupportedOperation("not open for writing")
+        with memoryview(data) as view:
             try:
-                self._writer.finish()
-            finally:
-                self._sink.close()
-        super().close()
+                self._writing.write(view.cast("B") if view.nbytes else b"")
+            except BaseException:
+                self._failed = True  # half a frame may be written: no end makes that whole
+                raise
+            self._written += view.nbytes
+            return view.nbytes
+
+
+@overload
+def open(
+    filename: str | os.PathLike[str] | BinaryIO,
+    mode: _Binary = "rb",
+    *,
+    options: Options | None = None,
+) -> LlmzipFile: ...
+
+
+@overload
+def open(
+    filename: str | os.PathLike[str] | BinaryIO,
+    mode: _Text,
+    *,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    options: Options | None = None,
+) -> io.TextIOWrapper: ...
+
+
+@overload
+def open(
+    filename: str | os.PathLike[str] | BinaryIO,
+    mode: str,
+    *,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    options: Options | None = None,
+) -> LlmzipFile | io.TextIOWrapper: ...
 
 
 def open(
@@ -114,34 +258,22 @@ def open(
     errors: str | None = None,
     newline: str | None = None,
     options: Options | None = None,
-) -> IO[bytes] | IO[str]:
+) -> LlmzipFile | io.TextIOWrapper:
     """Open an archive for reading or writing, as gzip.open and lzma.open do.
 
-    `filename` is a path or a binary file object, which is closed with the archive; `mode` is
-    one of r, w, x, with b (the default) or t for text. Raises LlmzipError when what is read
-    is no intact archive. An archive being written is complete only after `close`.
+    `filename` is a path, or a binary file object, which stays open; `mode` is one of r, w, x,
+    with b (the default) or t for text. Raises LlmzipError when what is read is no intact
+    archive. An archive being written is complete only after `close`.
     """
-    kind, text = mode.replace("t", "").replace("b", ""), "t" in mode
-    if kind not in ("r", "w", "x") or (text and "b" in mode):
+    text = "t" in mode
+    if text and "b" in mode:
         raise ValueError(f"invalid mode {mode!r}")
     if not text and (encoding, errors, newline) != (None, None, None):
         raise ValueError("encoding, errors and newline are for text modes")
-    file: BinaryIO
-    if isinstance(filename, (str, os.PathLike)):
-        file = builtins.open(filename, kind + "b")  # type: ignore[assignment] # noqa: SIM115
-    else:
-        file = filename
-    options = options or Options()
-    stream: io.BufferedReader | io.BufferedWriter
-    try:
-        if kind == "r":
-            stream = io.BufferedReader(_Contents(file, options))
-        else:
-            stream = io.BufferedWriter(_Archive(file, options))
-    except BaseException:
-        file.close()
-        raise
-    return io.TextIOWrapper(stream, encoding, errors, newline) if text else stream
+    file = LlmzipFile(filename, mode.replace("t", "", 1), options=options)
+    if not text:
+        return file
+    return io.TextIOWrapper(cast(io.BufferedReader, file), encoding, errors, newline)
 
 
 @contextlib.contextmanager
@@ -162,6 +294,7 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             os.replace(temporary, target)
         else:  # unlike a rename, a link fails if someone made the target meanwhile
             _link_new(temporary, target)
+        _sync_folder(target.parent)  # who removes the source now must not lose both
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -173,6 +306,16 @@ def _link_new(temporary: Path, target: Path) -> None:
         if target.exists():
             raise _exists(target) from None
         os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the name of a new file to disk, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _exists(target: Path) -> FileExistsError:

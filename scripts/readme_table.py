@@ -72,9 +72,30 @@ def speed() -> str:
     return "\n".join([*lines, "", f"{note} Two figures are of compressing / decompressing."])
 
 
+def portability() -> str:
+    report = json.loads((ROOT / "results" / "portability.json").read_text())
+    lines = [
+        "| where | machine | torch | transformers | numba | coder | archives |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, way in report["ways"].items():
+        if "failed" in way:
+            lines.append(f"| {name} | {' |' * 5} failed: {way['failed']} |")
+            continue
+        versions = way["versions"]
+        cells = [name, f"{way['machine']}, {way['capability']}"]
+        cells += [versions[key] for key in ("torch", "transformers", "numba", "constriction")]
+        outcomes = list(way["archives"].values())
+        others = sorted({outcome for outcome in outcomes if outcome != "same"})
+        cells.append("; ".join([f"{outcomes.count('same')} of {len(outcomes)} the same", *others]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
+
+
 TABLES = [
     ("README.md", "bench", bench),
     ("README.md", "speed", speed),
+    ("README.md", "portability", portability),
     ("docs/architectures.md", "costs", costs),
 ]
 

@@ -161,14 +161,18 @@ def tokens(request: pytest.FixtureRequest) -> Tokens:
     return Tokens(content, Tokenizer.from_str(content.decode()).get_vocab_size())
 
 
-@pytest.fixture(scope="session")
-def table_codec() -> FrameCodec:
+def table_frames() -> FrameCodec:
     """A codec whose model is a table of random logits."""
     content = _byte_level()
     vocabulary = Tokenizer.from_str(content.decode()).get_vocab_size()
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(vocabulary + 1, vocabulary, generator=generator) * 4
     return FrameCodec(Tokens(content, vocabulary), TablePredictor(logits[:-1], logits[-1]))
+
+
+@pytest.fixture(scope="session")
+def table_codec() -> FrameCodec:
+    return table_frames()
 
 
 def run(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PROSE, TINY
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llmzip
-from llmzip import file
+from llmzip import container, file
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=500)
 
@@ -94,11 +96,11 @@ def test_damage_shows_while_reading(path: Path) -> None:
         archive.read()
 
 
-def test_what_is_no_archive_is_refused_at_once_and_closed(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused_at_once(tmp_path: Path) -> None:
     source = io.BytesIO(b"something else")
     with pytest.raises(llmzip.CorruptArchive):
         llmzip.open(source)
-    assert source.closed
+    assert not source.closed  # it is the caller's
 
 
 def test_close_twice(path: Path) -> None:
@@ -135,3 +137,185 @@ def test_replacing_twice_on_purpose(tmp_path: Path) -> None:
         with file.replacing(target, overwrite=True) as sink:
             sink.write(content)
     assert target.read_bytes() == b"two"
+
+
+# Random access
+
+
+def _stored(tmp_path: Path, contents: list[bytes]) -> Path:
+    """An archive of raw frames."""
+    path = tmp_path / "large.llmz"
+    with path.open("wb") as sink:
+        writer = container.Writer(sink, None)
+        for i, content in enumerate(contents):
+            last = i == len(contents) - 1
+            writer.write(container.Frame(container.RAW, len(content), content, last=last), content)
+    return path
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of every frame that is decoded, of whatever kind."""
+    lengths: list[int] = []
+    accept = container.Reader.accept
+
+    def counted(self: container.Reader, frame: container.Frame, content: bytes) -> None:
+        lengths.append(len(content))
+        accept(self, frame, content)
+
+    monkeypatch.setattr(container.Reader, "accept", counted)
+    return lengths
+
+
+def test_1_kb_from_the_middle_of_100_mb_decodes_one_frame(
+    tmp_path: Path, decoded: list[int]
+) -> None:
+    frame = bytes(range(256)) * (1 << 14)  # 4 MiB
+    path = _stored(tmp_path, [frame] * 25)
+    assert path.stat().st_size > 100_000_000
+    read = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+            read.append(super().readinto(buffer))
+            return read[-1]
+
+    with Counted(path) as source, llmzip.open(source) as archive:
+        archive.seek(50_000_003)
+        assert archive.read(1024) == (frame * 2)[50_000_003 % len(frame) :][:1024]
+        assert decoded == [len(frame)]
+        assert sum(read) < len(frame) + 2000  # beside that frame, headers alone
+        archive.seek(-1, io.SEEK_CUR)
+        archive.read(1)
+        assert len(decoded) == 1  # at hand still
+        assert archive.seek(0, io.SEEK_END) == 25 * len(frame)
+        assert archive.read(1) == b""
+        assert len(decoded) == 1
+        archive.seek(10)
+        assert archive.read(1) == b"\x0a"
+        assert len(decoded) == 2
+
+
+def test_one_model_frame_is_decoded_for_a_few_bytes(path: Path, decoded: list[int]) -> None:
+    content = PROSE.encode()
+    with llmzip.open(path, options=OPTIONS) as archive:
+        archive.seek(700)
+        assert archive.read(9) == content[700:709]
+        assert decoded == [len(content) - 500]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    seeks=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 40)), max_size=8),
+    before=st.binary(max_size=3),
+)
+def test_seeking_is_as_in_a_plain_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    seeks: list[tuple[int, int]],
+    before: bytes,
+) -> None:
+    """Empty frames, places beyond the end and archives inside of other files included."""
+    contents = [bytes([65 + i]) * n for i, n in enumerate(lengths)]
+    path = _stored(tmp_path_factory.mktemp("plain"), contents)
+    source = io.BytesIO(before + path.read_bytes())
+    source.seek(len(before))
+    plain = io.BytesIO(b"".join(contents))
+    with llmzip.open(source) as archive:
+        for offset, size in seeks:
+            assert archive.seek(offset) == plain.seek(offset)
+            assert archive.read(size) == plain.read(size)
+            assert archive.tell() == plain.tell()
+        assert archive.seek(0, io.SEEK_END) == plain.seek(0, io.SEEK_END)
+        archive.seek(0)
+        assert archive.read() == plain.getvalue()
+
+
+def test_seeking_in_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    data = _stored(tmp_path, [b"a" * 100, b"b" * 100]).read_bytes()
+    for cut in (data[:-1], data[:150], data[:20]):
+        archive = llmzip.open(io.BytesIO(cut))
+        with pytest.raises(llmzip.TruncatedArchive):
+            archive.seek(0, io.SEEK_END)
+        archive.seek(150)
+        if len(cut) > 216:  # the frame is whole, the trailer is not
+            assert archive.read(10) == b"b" * 10
+        else:
+            with pytest.raises(llmzip.TruncatedArchive):
+                archive.read(10)
+
+
+def test_the_hash_of_the_whole_is_verified_after_a_rewind(tmp_path: Path) -> None:
+    data = bytearray(_stored(tmp_path, [b"a" * 100, b"b" * 100]).read_bytes())
+    data[-1] ^= 1  # in Content_Hash
+    with llmzip.open(io.BytesIO(data)) as archive:
+        archive.seek(150)
+        assert archive.read(10) == b"b" * 10
+        archive.seek(0)
+        with pytest.raises(llmzip.CorruptArchive, match="hash of the whole"):
+            archive.read()
+
+
+# What io promises
+
+
+def test_a_source_that_cannot_seek(path: Path) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise io.UnsupportedOperation
+
+        tell = seek  # type: ignore[assignment]
+
+    with llmzip.open(Pipe(path.read_bytes()), options=OPTIONS) as archive:
+        assert not archive.seekable()
+        with pytest.raises(io.UnsupportedOperation):
+            archive.seek(5)
+        assert archive.read() == PROSE.encode()
+
+
+def test_modes_are_kept_apart(path: Path, tmp_path: Path) -> None:
+    with llmzip.open(path, options=OPTIONS) as archive:
+        assert archive.readable()
+        assert not archive.writable()
+        with pytest.raises(io.UnsupportedOperation):
+            archive.write(b"x")
+        with pytest.raises(io.UnsupportedOperation):
+            archive.truncate()
+    with llmzip.LlmzipFile(tmp_path / "new", "w", options=OPTIONS) as archive:
+        assert (archive.readable(), archive.writable(), archive.seekable()) == (False, True, False)
+        with pytest.raises(io.UnsupportedOperation):
+            archive.read()
+        assert archive.write(memoryview(b"abcdef")[::1]) == 6
+        assert archive.write(b"") == 0
+        assert archive.tell() == 6
+    for use in (archive.read, archive.tell, archive.readable, archive.fileno):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+    with llmzip.open(tmp_path / "new") as archive:
+        assert archive.peek()[:2] == b"ab"
+        assert archive.read1(2) == b"ab"
+        buffer = bytearray(3)
+        assert archive.readinto(buffer) == 3
+        assert bytes(buffer) == b"cde"
+        assert archive.readline() == b"f"
+
+
+def test_an_archive_whose_writing_failed_is_not_completed(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            if self.tell() > 600:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    sink = Full()
+    options = llmzip.Options(model=str(TINY), frame_size=300)
+    archive = llmzip.LlmzipFile(sink, "w", options=options)
+    noise = bytes(i * i % 251 for i in range(2000))
+    with pytest.raises(OSError, match="No space"):
+        archive.write(noise)
+    archive.close()
+    with pytest.raises(llmzip.TruncatedArchive):
+        llmzip.decompress(sink.getvalue(), model=str(TINY))

@@ -22,6 +22,8 @@ STAGES = {
     "team": 8,
     "codec": 9,
     "file": 10,
+    "incremental": 10,
+    "fsspec": 11,
     "__init__": 11,
     "bench": 12,
     "catalogue": 12,

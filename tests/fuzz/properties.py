@@ -1,0 +1,123 @@
+"""What must hold for any bytes that are read as an archive; shared by the fuzzer and the tests.
+
+Model frames are decoded with a predictor without weights, whatever model the header names, so
+that thousands of inputs a second are tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from llmzip import codec, container
+from llmzip.codec import ArchiveReader, FrameCodec
+from llmzip.errors import CorruptArchive, LlmzipError
+from llmzip.file import LlmzipFile
+from llmzip.incremental import Decompressor
+
+STEPS = 64  # of a model frame, at most: more of them are slow, and nothing else
+
+
+class _Agrees(bytes):
+    """A checksum that equals any other."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Short(FrameCodec):
+    """Refuses frames of many steps."""
+
+    def decode(self, frame: container.Frame, progress: Any) -> bytes:
+        if frame.tokens > STEPS * frame.streams:
+            raise CorruptArchive("too long for the fuzzer")
+        return super().decode(frame, progress)
+
+
+@contextlib.contextmanager
+def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
+    """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
+    verified, so that what is damaged reaches the decoders."""
+    for_reading, check = codec._for_reading, container._check
+    codec._for_reading = lambda *_: frames
+    if not checks:
+        container._check = lambda *_: _Agrees()
+    try:
+        yield
+    finally:
+        codec._for_reading, container._check = for_reading, check
+
+
+def whole(data: bytes) -> bytes | None:
+    """The content, or None if the archive is refused; any other exception passes."""
+    try:
+        return b"".join(ArchiveReader(io.BytesIO(data)))
+    except LlmzipError:
+        return None
+
+
+def in_pieces(data: bytes, size: int, limit: int) -> bytes | None:
+    """The same by Decompressor, `size` bytes at a time, `limit` bytes out at a time."""
+    reader, out, at = Decompressor(), bytearray(), 0
+    try:
+        while not reader.eof:
+            fed = b""
+            if reader.needs_input:
+                if at >= len(data):
+                    return None
+                fed, at = data[at : at + size], at + size
+            part = reader.decompress(fed, limit)
+            assert len(part) <= limit
+            out += part
+    except LlmzipError:
+        return None
+    return None if reader.unused_data or at < len(data) else bytes(out)
+
+
+def by_seeking(data: bytes, content: bytes | None) -> None:
+    """Whatever can be read at any place is what is there."""
+    try:
+        file = LlmzipFile(io.BytesIO(data))
+    except LlmzipError:
+        assert content is None
+        return
+    size = len(content) if content is not None else 100
+    for offset in (size // 2, 0, size - 1, size // 3):
+        try:
+            file.seek(max(0, offset))
+            part = file.read(7)
+        except LlmzipError:
+            assert content is None
+            continue
+        if content is not None:
+            assert part == content[max(0, offset) :][:7]
+    with contextlib.suppress(LlmzipError):
+        assert file.seek(0, io.SEEK_END) == size or content is None
+
+
+def by_seeking_damaged(data: bytes, content: bytes) -> None:
+    """Whatever can be read of a damaged archive, at any place, is what was there."""
+    try:
+        file = LlmzipFile(io.BytesIO(data))
+    except LlmzipError:
+        return
+    for offset in range(0, len(content), 40):
+        with contextlib.suppress(LlmzipError):
+            file.seek(offset)
+            assert file.read(5) == content[offset:][:5]
+
+
+def check(data: bytes) -> None:
+    """All of them, for one input: the first byte chooses how the rest is read."""
+    size, limit = 1 + data[0] % 37, 1 + data[0] % 11
+    archive = data[1:]
+    content = whole(archive)
+    assert in_pieces(archive, size, limit) == content
+    by_seeking(archive, content)

@@ -1,0 +1,50 @@
+"""A second implementation of the range coder agrees with constriction, word for word."""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pure import constriction as pure
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(0, 60), sharpness=st.sampled_from([2, 12, 29]))
+def test_the_same_words(seed: int, count: int, sharpness: int) -> None:
+    generator = np.random.default_rng(seed)
+    k = int(generator.integers(2, 40))
+    weights = np.floor(2.0 ** generator.uniform(0, sharpness, (count, k)))
+    # likely symbols as a rule, so that carries and short words occur
+    symbols = weights.argmax(1) if seed % 2 else generator.integers(0, k, count)
+    symbols = symbols.astype(np.int32)
+    words = []
+    for library in (constriction, pure):
+        family = library.stream.model.Categorical(perfect=False)
+        encoder = library.stream.queue.RangeEncoder()
+        for i in range(0, count, 7):
+            encoder.encode(symbols[i : i + 7], family, weights[i : i + 7])
+        words.append(encoder.get_compressed())
+        decoder = library.stream.queue.RangeDecoder(words[0])
+        if count:
+            assert decoder.decode(family, weights).tolist() == symbols.tolist()
+        assert decoder.maybe_exhausted()
+    assert words[0].tolist() == words[1].tolist()
+
+
+def test_it_refuses_what_is_no_code() -> None:
+    """Where the library raises, so does this one: a point beyond the last symbol."""
+    words = np.array([2**32 - 1] * 3, dtype=np.uint32)
+    weights = np.full((60, 3), 5.0)
+    outcomes = []
+    for library in (constriction, pure):
+        family = library.stream.model.Categorical(perfect=False)
+        decoder = library.stream.queue.RangeDecoder(words)
+        try:
+            outcomes.append(decoder.decode(family, weights).tolist())
+        except AssertionError:
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+    if outcomes[0] is None:
+        with pytest.raises(AssertionError):
+            pure.stream.queue.RangeDecoder(words).decode(pure.Categorical(perfect=False), weights)

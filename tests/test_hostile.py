@@ -1,0 +1,120 @@
+"""Any bytes at all, read as an archive: the original or a named error, soon, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import PROSE, TINY
+from fuzz import properties
+from hypothesis import given
+from hypothesis import strategies as st
+
+import llmzip
+from llmzip import codec, container
+from llmzip.codec import FrameCodec
+
+CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
+HEADER = container.ModelHeader(0x16, b"digest", 512, 256)
+
+
+def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
+    """An archive with a frame of each kind, and two of the model; and its content."""
+    text, plain = PROSE[:48].encode(), b"again and again, " * 20
+    noise = bytes(range(0, 250, 7))
+    stored = codec._stored(plain, last=False)
+    packed = container.Frame(container.LZMA, len(plain), _lzma(plain), last=True)
+    sink = io.BytesIO()
+    writer = container.Writer(sink, HEADER)
+    writer.write(frames.encode(text, 1, lambda _: None), text)
+    writer.write(container.Frame(container.RAW, len(noise), noise), noise)
+    writer.write(frames.encode(text, 3, lambda _: None), text)
+    writer.write(stored, plain)
+    writer.write(packed, plain)
+    return sink.getvalue(), text + noise + text + plain + plain
+
+
+def _lzma(content: bytes) -> bytes:
+    import lzma
+
+    return lzma.compress(content, lzma.FORMAT_RAW, filters=codec._LZMA)
+
+
+def test_every_flip_and_truncation_of_several_frames(table_codec: FrameCodec) -> None:
+    """Read in one go, in pieces, and at places here and there."""
+    archive, content = mixed(table_codec)
+    with properties.any_model(table_codec, checks=True):
+        assert properties.whole(archive) == content
+        for i in range(len(archive)):
+            assert properties.whole(archive[:i]) is None
+            if not i % 5:
+                assert properties.in_pieces(archive[:i], 50, 1000) is None
+                properties.by_seeking_damaged(archive[:i], content)
+            for flip in (1 << i % 8, 0xFF):
+                damaged = bytearray(archive)
+                damaged[i] ^= flip
+                found = properties.whole(bytes(damaged))
+                # names of models are for people; the profile is for the stand-in to ignore
+                assert found in (None, content)
+            properties.by_seeking_damaged(bytes(damaged), content)
+
+
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(CORPUS), checks=st.booleans())
+def test_mutations_of_the_corpus(
+    table_codec: FrameCodec, seed: int, name: Path, checks: bool
+) -> None:
+    """What the fuzzer does, in short."""
+    chance = random.Random(seed)
+    data = bytearray(name.read_bytes())
+    for _ in range(chance.randrange(4)):
+        at = chance.randrange(1, len(data))
+        way = chance.randrange(4)
+        if way == 0:
+            data[at] = chance.choice((0, 1, 127, 128, 255, chance.randrange(256)))
+        elif way == 1:
+            del data[at : at + chance.randrange(1, 9)]
+        elif way == 2:
+            data[at:at] = chance.randbytes(chance.randrange(1, 9))
+        else:
+            data[at:at] = data[chance.randrange(1, len(data)) :][: chance.randrange(1, 60)]
+        if len(data) < 2:
+            return
+    frames = properties.Short(table_codec.tokens, table_codec.predictor)
+    with properties.any_model(frames, checks=checks):
+        properties.check(bytes(data))
+
+
+@given(data=st.binary(min_size=1, max_size=200))
+def test_arbitrary_frames(table_codec: FrameCodec, data: bytes) -> None:
+    frames = properties.Short(table_codec.tokens, table_codec.predictor)
+    with properties.any_model(frames, checks=False):
+        properties.check(data[:1] + b"LLMZ\1\0" + data[1:])
+        properties.check(data[:1] + b"LLMZ\1\1\x16digest\x38\x30" + data[1:])
+
+
+def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_path: Path) -> None:
+    """64 million tokens promised by the words of some 60, all checks in order: not the hours of
+    so many steps, and no more memory than docs/format.md states in section 3."""
+    header, frames = codec._for_writing(llmzip.Options(model=str(TINY)))
+    words = frames.encode(PROSE[:200].encode(), 1, lambda _: None).payload
+    n = container.FRAME_LIMIT
+    path = tmp_path / "endless.llmz"
+    with path.open("wb") as sink:
+        writer = container.Writer(sink, header)
+        writer.write(container.Frame(container.MODEL, n, words, n, 1, last=True), bytes(n))
+    code = (
+        "import resource, sys, llmzip\n"
+        "try: llmzip.decompress(open(sys.argv[1], 'rb').read(), model=sys.argv[2])\n"
+        "except llmzip.CorruptArchive as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(TINY)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    message, peak = done.stdout.splitlines()
+    assert "too few" in message
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # with torch and all, in KiB
+    assert int(peak) < here + (1 << 20)
