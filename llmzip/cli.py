@@ -112,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("results/bench.json"), metavar="FILE",
                      help="JSON to write (default: results/bench.json)")  # fmt: skip
 
+    sub = command("pack", _pack, "make a model's weights smaller, losslessly")
+    sub.add_argument("weights", metavar="MODEL", help="safetensors file, folder with "
+                     "model.safetensors, or embedded name")  # fmt: skip
+    sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
+
+    sub = command("unpack", _unpack, "restore the safetensors file that was packed")
+    sub.add_argument("packed", type=Path, metavar="FILE")
+    sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
+
     sub = command("train", _train, "fine-tune a model on texts of your own")
     sub.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="files and folders")
     sub.add_argument("-o", "--output", required=True, type=Path, metavar="DIR",
@@ -427,6 +438,33 @@ def _bench(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {arguments.out}", file=sys.stderr)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from llmzip import models, pack
+    from llmzip.file import replacing
+
+    path = Path(arguments.weights)
+    if not path.is_file():
+        files = models.shipped(arguments.weights)
+        path = files[-1]
+        if len(files) > 3 or path.suffix != ".safetensors":
+            raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")
+    with path.open("rb") as source, replacing(arguments.output, overwrite=arguments.force) as sink:
+        pack.pack(source, sink)
+        sizes = source.tell(), sink.tell()
+    print(f"{sizes[0]:,} → {sizes[1]:,} bytes", file=sys.stderr)
+
+
+def _unpack(arguments: argparse.Namespace) -> None:
+    from llmzip import pack
+    from llmzip.file import replacing
+
+    with (
+        arguments.packed.open("rb") as source,
+        replacing(arguments.output, overwrite=arguments.force) as sink,
+    ):
+        pack.unpack(source, sink)
 
 
 def _train(arguments: argparse.Namespace) -> None:
