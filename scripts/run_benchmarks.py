@@ -4,7 +4,8 @@
 python scripts/run_benchmarks.py CORPUS… --model small --out results/benchmarks
 
 A megabyte of text takes some two minutes on two cores for each model (0.03 MB/s to encode, 0.01 to
-decode); with zpaq as much again; cmix, where it is installed, hours. Then `python scripts/readme_table.py` renews the README.
+decode); with zpaq as much again; cmix, where it is installed, hours. Then
+`python scripts/readme_table.py` renews the README.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from torch.nn.utils import prune
 
 from llmzip import models, pack, predictor
 from llmzip.codec import FrameCodec
+from llmzip.exact.llama import FAMILY
 from llmzip.models import ModelFiles
 from llmzip.tokens import Tokens
 
@@ -86,7 +87,7 @@ def pruned(share: float, after: Form) -> Form:
     def form(w: Tensor) -> tuple[Tensors, Tensor]:
         layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
         layer.weight.data = w.clone()
-        prune.l1_unstructured(layer, "weight", amount=share)
+        prune.l1_unstructured(layer, "weight", amount=share)  # type: ignore[no-untyped-call]
         return after(layer.weight.detach())
 
     return form
@@ -141,6 +142,12 @@ def forms() -> Iterator[tuple[str, str, Form, Form]]:
     yield "low rank, 6 bits", "75% left", low_rank(0.75, linear(6)), linear(6)
 
 
+def as_they_are(files: ModelFiles, parts: Tensors) -> bool:
+    """Whether the engine takes a matrix in this form."""
+    known = files.config.get("model_type") in FAMILY and parts.keys() == {"", "_scale"}
+    return known and parts[""].dtype == torch.int8 and parts["_scale"].shape[1] == 1
+
+
 def packed_bytes(tensors: Tensors) -> int:
     sink = io.BytesIO()
     pack.pack(io.BytesIO(save({k: x.contiguous() for k, x in tensors.items()})), sink)
@@ -177,13 +184,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
 
     def add(family: str, name: str, shipped: Tensors, used: Tensors, count: int, kind: str) -> None:
-        exact = family.startswith(("as it is", "linear", "pruned", "layer"))
-        exact = exact and "groups" not in family
         entry = {
             "family": family,
             "name": name,
             "activations": kind,
-            "engine": "as shipped" if exact else "requantised",
+            "engine": "as shipped" if used.keys() == shipped.keys() else "requantised",
             "bytes": packed_bytes(shipped) + beside,
             "bits_per_byte": measure(files, used, count, kind, text),
         }
@@ -200,8 +205,10 @@ def main() -> None:
             if x.ndim != 2:
                 shipped[key] = used[key] = x
                 continue
-            parts, used[key] = (inner if ".layers." in key else outer)(x)
-            shipped |= {key + suffix: part for suffix, part in parts.items()}
+            parts, whole = (inner if ".layers." in key else outer)(x)
+            named = {key + suffix: part for suffix, part in parts.items()}
+            shipped |= named
+            used |= named if as_they_are(files, parts) else {key: whole}
         add(family, name, shipped, used, layers, default)
     for layer in range(layers if layers > 1 and arguments.only in "layer dropped" else 0):
         rest = without_layer(dict(files.tensors), layer)
