@@ -105,12 +105,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = command("bench", _bench, "compare with gzip, bzip2, xz and zstd on files")
-    sub.add_argument("files", nargs="+", metavar="FILE")
-    _add_model(sub)
+    sub = command("bench", _bench, "compare with other compressors on files and folders")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    sub.add_argument("--model", action="append", default=[], dest="models", metavar="M",
+                     help="embedded name, folder or hub id; may be repeated")  # fmt: skip
+    sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
-    sub.add_argument("--out", type=Path, default=Path("results/bench.json"), metavar="FILE",
-                     help="JSON to write (default: results/bench.json)")  # fmt: skip
+    sub.add_argument("--codecs", metavar="A,B", help="what to compare with "
+                     "(default: all that are installed)")  # fmt: skip
+    sub.add_argument("--repeat", type=int, default=1, metavar="N", help="runs; medians are shown")
+    for kind in ("json", "csv", "markdown", "plot"):
+        sub.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{kind} to write")
+
+    sub = command("pack", _pack, "make a model's weights smaller, losslessly")
+    sub.add_argument("weights", metavar="MODEL", help="safetensors file, folder with "
+                     "model.safetensors, or embedded name")  # fmt: skip
+    sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
+
+    sub = command("unpack", _unpack, "restore the safetensors file that was packed")
+    sub.add_argument("packed", type=Path, metavar="FILE")
+    sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
 
     sub = command("train", _train, "fine-tune a model on texts of your own")
     sub.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="files and folders")
@@ -417,16 +433,61 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if report["exact"] else 1
 
 
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench(arguments: argparse.Namespace) -> int:
     from llmzip import bench
+    from llmzip.bench import report as forms
 
-    for name in arguments.files:
-        Path(name).stat()
-    report = bench.compare([Path(name) for name in arguments.files], _options(arguments))
-    print(bench.table(report))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {arguments.out}", file=sys.stderr)
+    if arguments.repeat < 1:
+        raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
+    rivals = None if arguments.codecs is None else [c for c in arguments.codecs.split(",") if c]
+    report = bench.compare(
+        arguments.files,
+        _options(arguments),
+        models=arguments.models,
+        rivals=rivals,
+        repeat=arguments.repeat,
+    )
+    print(f"{bench.table(report)}\n\n{forms.summary_table(report)}")
+    for path in (arguments.json, arguments.csv, arguments.markdown, arguments.plot):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as sink:
+            bench.write_csv(report, sink)
+    if arguments.markdown:
+        arguments.markdown.write_text(forms.markdown(report))
+    if arguments.plot:
+        bench.plot(report, arguments.plot)
+    return 0 if all(result["restored"] for result in report["results"]) else 1
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from llmzip import models, pack
+    from llmzip.file import replacing
+
+    path = Path(arguments.weights)
+    if not path.is_file():
+        files = models.shipped(arguments.weights)
+        path = files[-1]
+        if len(files) > 3 or path.suffix != ".safetensors":
+            raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")
+    with path.open("rb") as source, replacing(arguments.output, overwrite=arguments.force) as sink:
+        pack.pack(source, sink)
+        sizes = source.tell(), sink.tell()
+    print(f"{sizes[0]:,} → {sizes[1]:,} bytes", file=sys.stderr)
+
+
+def _unpack(arguments: argparse.Namespace) -> None:
+    from llmzip import pack
+    from llmzip.file import replacing
+
+    with (
+        arguments.packed.open("rb") as source,
+        replacing(arguments.output, overwrite=arguments.force) as sink,
+    ):
+        pack.unpack(source, sink)
 
 
 def _train(arguments: argparse.Namespace) -> None:

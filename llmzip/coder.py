@@ -28,6 +28,10 @@ class Encoder:
         """symbols int32 [n], each below K; weights float64 [n, K], integers ≥ 1, K ≥ 2."""
         self._encoder.encode(symbols, _FAMILY, weights)
 
+    def put_alike(self, symbols: np.ndarray, weights: np.ndarray) -> None:
+        """symbols int32 [n], each below K, all by the same weights float64 [K]."""
+        self._encoder.encode(symbols, _alike(weights))
+
     def words(self) -> bytes:
         """All that was put so far, as little-endian uint32."""
         words: np.ndarray = self._encoder.get_compressed()
@@ -52,10 +56,21 @@ class Decoder:
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             _refuse(error)
 
+    def get_alike(self, count: int, weights: np.ndarray) -> np.ndarray:
+        """weights float64 [K] as they were put → symbols int32 [count]."""
+        try:
+            return self._decoder.decode(_alike(weights), count)  # type: ignore[no-any-return]
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            _refuse(error)
+
     def finish(self) -> None:
         """Raises CorruptArchive unless all words were needed by the symbols that were read."""
         if not self._decoder.maybe_exhausted():
             raise CorruptArchive("coded words are left over")
+
+
+def _alike(weights: np.ndarray) -> object:
+    return constriction.stream.model.Categorical(weights, perfect=False)
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -24,8 +24,10 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the folder to write")
     parser.add_argument("--context", type=int, help="context length, if not the config's")
     parser.add_argument("--measure", type=Path, nargs="*", default=[], metavar="TEXT")
+    parser.add_argument("--pack", action="store_true", help="weights as `llmzip pack` makes them, "
+                        "the tokenizer without what its merges say: smaller")  # fmt: skip
     arguments = parser.parse_args()
-    save_int8(arguments.checkpoint, arguments.target, arguments.context)
+    save_int8(arguments.checkpoint, arguments.target, arguments.context, packed=arguments.pack)
     files = load(str(arguments.target))
     check: dict[str, Any] = {
         "digest": files.digest.hex(),

@@ -21,7 +21,9 @@ def machine(report: dict[str, Any]) -> str:
 
 
 def bench() -> str:
-    report = json.loads((ROOT / "results" / "bench.json").read_text())
+    """Of scripts/run_benchmarks.py, or, until that has run, of an earlier `llmzip bench`."""
+    path = ROOT / "results" / "benchmarks" / "benchmarks.json"
+    report = json.loads((path if path.exists() else ROOT / "results" / "bench.json").read_text())
     note = f"{machine(report)}, model `{report['model']['name']}`, {report['date']}."
     return f"{table(report)}\n\n{note}"
 

@@ -203,13 +203,38 @@ def test_output_into_a_pipe_that_closes() -> None:
 
 
 def test_bench_measures_and_verifies(text: Path, tmp_path: Path) -> None:
-    out = tmp_path / "results" / "bench.json"
-    done = run("bench", text, *MODEL, "--out", out)
-    assert done.returncode == 0
-    report = json.loads(out.read_text())
-    sizes = {result["codec"]: result for result in report["results"]}
-    assert list(sizes) == ["llmzip", "gzip -9", "bzip2 -9", "xz -9e", "zstd -19"]
-    assert all(result["restored"] for result in sizes.values())
-    assert sizes["llmzip"]["compressed_bytes"] < sizes["xz -9e"]["compressed_bytes"]
+    folder = tmp_path / "corpus" / "letters"
+    folder.mkdir(parents=True)
+    (folder / "one").write_text(PROSE[:300])
+    (folder / ".hidden").write_text("x")
+    out = tmp_path / "results"
+    forms = [item for kind in ("json", "csv", "markdown") for item in (f"--{kind}", out / kind)]
+    arguments = [text, folder.parent, *MODEL, "--codecs", "gzip,xz", "--repeat", "2", *forms]
+    done = run("bench", *arguments)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads((out / "json").read_text())
+    assert [(r["category"], r["file"], r["codec"]) for r in report["results"]] == [
+        (category, file, codec)
+        for category, file in (("", "prose.txt"), ("letters", "one"))
+        for codec in ("llmzip tiny", "gzip -9", "xz -9e")
+    ]
+    assert all(result["restored"] for result in report["results"])
+    assert all(len(result["encode_seconds_all"]) == 2 for result in report["results"])
+    own, gzip, xz = report["results"][:3]
+    assert own["compressed_bytes"] < xz["compressed_bytes"]
+    assert own["model_bytes"] == report["models"][0]["bytes"] > 100_000
+    if sys.platform == "linux":  # a process of its own: gzip's is small, ours holds torch
+        assert gzip["encode_peak_bytes"] < 50e6 < own["encode_peak_bytes"]
     assert " bench prose.txt" in report["command"]
     assert b"| prose.txt |" in done.stdout
+    assert b"| all | llmzip tiny | 2 |" in done.stdout
+    lines = (out / "csv").read_text().splitlines()
+    assert len(lines) == 1 + len(report["results"])
+    assert report["command"] in (out / "markdown").read_text()
+
+
+def test_bench_wants_codecs_that_are_there(text: Path) -> None:
+    done = run("bench", text, *MODEL, "--codecs", "gzip,zup")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"no codec 'zup' here" in done.stderr
+    assert run("bench", text, *MODEL, "--repeat", "0").returncode == 2

@@ -13,11 +13,12 @@ STAGES = {
     "compiled": 0,
     "tokens": 1,
     "exact": 2,
+    "coder": 2,
+    "pack": 2.5,
     "models": 3,
     "predictor": 4,
     "frequencies": 5,
     "memory": 6,
-    "coder": 7,
     "container": 8,
     "team": 8,
     "codec": 9,
@@ -33,7 +34,8 @@ STAGES = {
 }
 # the only imports among the stages below codec, beside errors
 NEIGHBOURS = {
-    "models": {"exact"},
+    "pack": {"coder"},
+    "models": {"exact", "pack"},
     "predictor": {"exact", "models"},
     "frequencies": {"exact"},  # its tables alone
 }

@@ -13,6 +13,7 @@ from llmzip.models.store import (
     folder,
     glance,
     load,
+    shipped,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "folder",
     "glance",
     "load",
+    "shipped",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.models import compact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,8 @@ _JSON_LIMIT = 256 << 20  # no tokenizer.json comes near it
 # what transformers writes about itself, and not about the model
 _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
              "use_cache")  # fmt: skip
+PACKED = "model.safetensors.llmzw"
+_MOST_EXPANSION = 1000  # of packed weights: more than any real ones
 _HUB_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -78,11 +81,23 @@ def folder(name: str) -> Path:
     return _HOME / name
 
 
+def shipped(name: str) -> list[Path]:
+    """The files that a model consists of: config, tokenizer, weights. Raises as `load`."""
+    home = folder(name) if name in EMBEDDED else Path(name)
+    if not home.is_dir():
+        load(name)  # says why, or fetches it
+        home = _fetch(name)
+    tokenizer = home / "tokenizer.json"
+    if not tokenizer.is_file() and (home / compact.NAME).is_file():
+        tokenizer = home / compact.NAME
+    return [home / "config.json", tokenizer, *_weight_files(home)]
+
+
 def glance(folder: Path) -> ModelFiles:
     """Only the config of a folder that has all files: for a look at whether it may work."""
     config = _read_json(folder / "config.json")
     _weight_files(folder)
-    if not (folder / "tokenizer.json").is_file():
+    if not any((folder / name).is_file() for name in ("tokenizer.json", compact.NAME)):
         raise UnsupportedModel(f"{folder} holds no tokenizer.json")
     return ModelFiles(folder.name, config, {}, b"", b"")
 
@@ -120,18 +135,40 @@ def _fetch(name: str) -> Path:
 
 
 def _read(folder: Path, name: str) -> ModelFiles:
-    from safetensors.torch import load_file
-
     config = _read_json(folder / "config.json")
-    tokenizer = _read_json(folder / "tokenizer.json")
+    tokenizer = _read_tokenizer(folder)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
-            tensors.update(load_file(path))
+            tensors.update(_read_weights(path))
         except Exception as error:  # safetensors raises its own, OSError and ValueError
             raise UnsupportedModel(f"{path} cannot be read: {error}") from None
     digest = _digest(config, tokenizer, tensors)
     return ModelFiles(name, config, tensors, json.dumps(tokenizer).encode(), digest)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    import io
+
+    from safetensors.torch import load, load_file
+
+    if path.name != PACKED:
+        return dict(load_file(path))
+    from llmzip import pack
+
+    content = io.BytesIO()
+    with path.open("rb") as source:
+        if pack.content_length(source) > _MOST_EXPANSION * path.stat().st_size:
+            raise UnsupportedModel("packed weights would grow a thousandfold")
+        source.seek(0)
+        pack.unpack(source, content)
+    return dict(load(content.getvalue()))
+
+
+def _read_tokenizer(folder: Path) -> dict[str, Any]:
+    if not (folder / "tokenizer.json").is_file() and (folder / compact.NAME).is_file():
+        return compact.expand(_read_json(folder / compact.NAME))
+    return _read_json(folder / "tokenizer.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -155,6 +192,8 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
+    if (folder / PACKED).is_file():
+        return [folder / PACKED]
     if index.is_file():
         names = set((_read_json(index).get("weight_map") or {}).values())
         if any(not isinstance(n, str) or "/" in n or "\\" in n for n in names):
@@ -192,11 +231,14 @@ def _canonical(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def save_int8(source: str, target: Path, context: int | None = None) -> None:
+def save_int8(
+    source: str, target: Path, context: int | None = None, *, packed: bool = False
+) -> None:
     """Write a model as it is embedded: matrices as int8 with a float32 scale a row (named
     `<matrix>_scale`, [rows, 1]), the rest in float32, JSON without spaces.
 
-    `context` replaces the config's max_position_embeddings.
+    `context` replaces the config's max_position_embeddings. `packed`: weights by `llmzip.pack`,
+    the tokenizer in its compact form if it has one.
     """
     from safetensors.torch import save_file
 
@@ -217,7 +259,19 @@ def save_int8(source: str, target: Path, context: int | None = None) -> None:
         config["max_position_embeddings"] = context
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (target / "tokenizer.json").write_bytes(
-        json.dumps(json.loads(files.tokenizer_json), separators=(",", ":")).encode()
+    for old in ("tokenizer.json", compact.NAME, "model.safetensors", PACKED):
+        (target / old).unlink(missing_ok=True)  # two forms of one thing would be one too many
+    tokenizer = json.loads(files.tokenizer_json)
+    small = compact.compact(tokenizer) if packed else None
+    (target / (compact.NAME if small else "tokenizer.json")).write_text(
+        json.dumps(small or tokenizer, separators=(",", ":"), ensure_ascii=small is None),
+        encoding="utf-8",
     )
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    weights = target / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    if packed:
+        from llmzip import pack
+
+        with weights.open("rb") as content, (target / PACKED).open("wb") as sink:
+            pack.pack(content, sink)
+        weights.unlink()

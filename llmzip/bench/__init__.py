@@ -1,0 +1,10 @@
+"""Files → bits per byte, MB/s, memory and energy of llmzip beside other compressors.
+
+`codecs`: what is compared, each in processes of its own. `energy`: joules, where the machine
+tells. `measure`: files and models → a report. `report`: a report → tables, CSV, plot.
+"""
+
+from llmzip.bench.measure import circumstances, compare
+from llmzip.bench.report import plot, summary, table, write_csv
+
+__all__ = ["circumstances", "compare", "plot", "summary", "table", "write_csv"]
