@@ -209,6 +209,8 @@ class _Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # as older versions of transformers call it
+
 
 def _attention(
     module: nn.Module,
