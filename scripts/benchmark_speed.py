@@ -31,7 +31,7 @@ from llmzip.exact.fused import FusedLlama
 from llmzip.predictor import exact
 from llmzip.team import Team
 
-STREAMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STREAMS = (1, 4, 16, 64, 256)
 _PIECE = 1_000_000  # bytes of text that rooflines and stages are taken on
 _TOOLS = {  # compress INPUT to OUTPUT, and back
     "llmzip": (["-m", "llmzip.cli", "compress", "IN", "-o", "OUT"],
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(models.EMBEDDED))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bytes", type=int, default=_PIECE, help="of the text")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 4, 8, 16], help="MB, of memory")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 5, 10], help="MB, of memory")
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
     arguments = parser.parse_args()
     text = arguments.text.read_bytes()
