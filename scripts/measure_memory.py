@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the memory brings: bits per byte of texts without it, with matches alone, with contexts
 alone, with both, and with the adaptive correction on top; as JSON and as a plot. With --archives
-also whole archives of all texts, and of two made ones, beside xz -9e and zstd -22 --long.
+also whole archives of those texts, and of two made ones, beside xz -9e and zstd -22 --long.
 
 python scripts/measure_memory.py TEXT... --archives MORE... --out results/memory.json
 """
@@ -222,8 +222,7 @@ def main() -> None:
         print(path.name, *(f"{way} {bits[way]:.4f}" for way in WAYS), f"xz {entry['xz']:.4f}")
     report = {**circumstances(Options(model=arguments.model)), "results": results}
     if arguments.archives is not None:
-        texts = [*arguments.texts, *arguments.archives]
-        report["archives"] = list(archives(texts, arguments.model))
+        report["archives"] = list(archives(arguments.archives, arguments.model))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     plot(results, arguments.out.with_suffix(".png"))
