@@ -28,6 +28,10 @@ class Encoder:
         """symbols int32 [n], each below K; weights float64 [n, K], integers ≥ 1, K ≥ 2."""
         self._encoder.encode(symbols, _FAMILY, weights)
 
+    def size(self) -> int:
+        """Bytes of the words so far."""
+        return WORD_BYTES * int(self._encoder.num_words())
+
     def words(self) -> bytes:
         """All that was put so far, as little-endian uint32."""
         words: np.ndarray = self._encoder.get_compressed()

@@ -10,8 +10,10 @@ from llmzip.models.store import (
     ModelFiles,
     embedded_with_digest,
     expected,
+    fetch,
     folder,
     glance,
+    is_hub_id,
     load,
 )
 
@@ -21,7 +23,9 @@ __all__ = [
     "ModelFiles",
     "embedded_with_digest",
     "expected",
+    "fetch",
     "folder",
     "glance",
+    "is_hub_id",
     "load",
 ]
