@@ -16,6 +16,7 @@ from llmzip.errors import (
     CorruptArchive,
     InexactDevice,
     LlmzipError,
+    TooLong,
     TruncatedArchive,
     UnsupportedArchive,
     UnsupportedModel,
@@ -40,6 +41,7 @@ __all__ = [
     "LlmzipError",
     "LlmzipFile",
     "Options",
+    "TooLong",
     "TruncatedArchive",
     "UnsupportedArchive",
     "UnsupportedModel",
@@ -112,13 +114,23 @@ def decompress(
     model: str | None = None,
     device: str = "cpu",
     force: bool = False,
+    allow_download: bool = False,
+    max_length: int | None = None,
 ) -> bytes:
     """An archive → the bytes that were compressed, or an LlmzipError; never other bytes.
 
-    `model` is needed only if the archive was made with one that is not embedded; `force` tries
-    an archive of another environment.
+    `model` is needed only if the archive was made with one that is not embedded; with
+    `allow_download` an archive that names a hub model may have it fetched. `force` tries an
+    archive of another environment. Content of more than `max_length` bytes raises TooLong
+    before it is decoded.
     """
     from llmzip.codec import ArchiveReader, Options
 
-    options = Options(model=model, device=device, force=force)
+    options = Options(
+        model=model,
+        device=device,
+        force=force,
+        allow_download=allow_download,
+        max_length=max_length,
+    )
     return b"".join(ArchiveReader(io.BytesIO(data), options))

@@ -281,7 +281,7 @@ def _reading(name: str) -> Iterator[BinaryIO]:
 def _progress(name: str, source: BinaryIO, compressing: bool) -> Iterator[Progress]:
     """A bar of content bytes on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda *_: None
         return
     from tqdm import tqdm
 
@@ -295,7 +295,15 @@ def _progress(name: str, source: BinaryIO, compressing: bool) -> Iterator[Progre
         leave=False,
         dynamic_ncols=True,
     ) as bar:
-        yield lambda count: bar.update(count) and None
+        done = coded = 0
+
+        def tell(content: int, archive: int) -> None:
+            nonlocal done, coded
+            done, coded = done + content, coded + archive
+            bar.set_postfix_str(f"{8 * coded / max(1, done):.2f} bits per byte", refresh=False)
+            bar.update(content)
+
+        yield tell
 
 
 def _test(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from llmzip import container
 from llmzip.errors import (
     CorruptArchive,
     LlmzipError,
+    TooLong,
     UnsupportedArchive,
     WrongEnvironment,
     WrongModel,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from llmzip.tokens import Tokens
 
 FRAME_SIZE = 4 << 20  # bytes of content
-STREAM_TOKENS = 2048  # by default no stream is shorter,
+STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
 MOST_STREAMS = 256  # and there are no more than these: caches of keys and values are large
 
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
@@ -58,7 +59,8 @@ _SNIPPETS = 16  # by which a large frame is tried
 _DENSE = 3.0  # bits a byte where it is stored: of what is smaller, the memory may make more
 _HOPELESS = 1.5  # times the stored size: the whole frame would not do better
 
-Progress = Callable[[int], None]  # told how many bytes of content are done since last told
+# told since last told: how many bytes of content are done, and how many of the archive
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Options:
 
     model: str | None = None  # embedded name, folder or hub id; None: default, or the archive's
     device: str = "cpu"
-    streams: int | None = None  # None: by length, see STREAM_TOKENS
+    streams: int | None = None  # None: by length, as follows
+    stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
     activations: str | None = None  # "a8", "a16"; None: what the model was made for
     context: tuple[int, int] | None = None  # window and overlap; None: the model's
     frame_size: int = FRAME_SIZE
@@ -75,10 +78,16 @@ class Options:
     memory: bool = True  # learn from what the frame has said so far
     same_environment: bool = False  # plain floating point: any model, this environment alone
     force: bool = False  # read such an archive in another environment
+    allow_download: bool = False  # load the hub model that an archive names
+    max_length: int | None = None  # refuse archives with more bytes of content
 
     def __post_init__(self) -> None:
         if self.streams is not None and self.streams < 1:
             raise LlmzipError(f"{self.streams} streams; at least 1 is needed")
+        if self.stream_tokens < 1:
+            raise LlmzipError(f"streams of {self.stream_tokens} tokens; at least 1 is needed")
+        if self.max_length is not None and self.max_length < 0:
+            raise LlmzipError(f"a content of at most {self.max_length} bytes")
         if not 1 <= self.frame_size <= container.FRAME_LIMIT:
             raise LlmzipError(
                 f"a frame of {self.frame_size} bytes; possible are 1 to {container.FRAME_LIMIT}"
@@ -101,14 +110,36 @@ class _Turn(Protocol):
         """float64 [n, K] → int32 [n]"""
 
 
+class _Known(_Turn, Protocol):
+    """Knows the next symbols."""
+
+    known: list[np.ndarray]  # the first last
+
+
 class _Put:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self.known: list[np.ndarray] = []  # the next symbols, the first last
+        self.known: list[np.ndarray] = []
 
     def code(self, weights: np.ndarray) -> np.ndarray:
         symbols = self.known.pop()
         self._encoder.put(symbols, weights)
+        return symbols
+
+
+class _Weigh:
+    """Codes nothing: notes what it would cost."""
+
+    def __init__(self) -> None:
+        self.known: list[np.ndarray] = []
+        self.bits: list[np.ndarray] = []  # of every call, float64 [n]
+        self.total = 0.0
+
+    def code(self, weights: np.ndarray) -> np.ndarray:
+        symbols = self.known.pop()
+        bits = np.log2(weights.sum(1) / weights[np.arange(len(symbols)), symbols])
+        self.bits.append(bits)
+        self.total += float(bits.sum())
         return symbols
 
 
@@ -168,16 +199,46 @@ class FrameCodec:
         self._kinds = kinds(tokens.spellings)
         self.layout = Layout(predictor.vocabulary, tokens.size)
 
-    def encode(self, content: bytes, streams: int | None, progress: Progress) -> container.Frame:
+    def encode(
+        self,
+        content: bytes,
+        streams: int | None,
+        progress: Progress,
+        stream_tokens: int = STREAM_TOKENS,
+    ) -> container.Frame:
         """A MODEL frame; `progress` is told of `content` while it is scored."""
         from llmzip.coder import Encoder
 
         ids = self.tokens.encode(content)
-        streams = self._plan_streams(len(ids), streams)
-        table, last = _deal(ids, streams)
+        streams = self._plan_streams(len(ids), streams, stream_tokens)
         encoder = Encoder()
-        turn = _Put(encoder)
-        report = _Share(progress, len(content), len(table))
+        report = _Share(progress, len(content), encoder.size)
+        self._put_all(ids, streams, _Put(encoder), report)
+        payload = encoder.words()
+        return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
+
+    def costs(
+        self,
+        content: bytes,
+        streams: int | None,
+        progress: Progress,
+        stream_tokens: int = STREAM_TOKENS,
+    ) -> tuple[list[bytes], np.ndarray]:
+        """What `encode` would spend: the tokens of `content`, and bits of each, float64 [n]."""
+        ids = self.tokens.encode(content)
+        streams = self._plan_streams(len(ids), streams, stream_tokens)
+        weigh = _Weigh()
+        report = _Share(progress, len(content), lambda: int(weigh.total) // 8)
+        self._put_all(ids, streams, weigh, report)
+        table = np.zeros((-(-len(ids) // streams), streams))
+        for step, (row, column) in enumerate(zip(weigh.bits[::2], weigh.bits[1::2], strict=True)):
+            table[step, : len(row)] = row + column
+        pieces = [self.tokens.decode(ids[i : i + 1]) for i in range(len(ids))]
+        return pieces, _gather(table, len(ids) - (len(table) - 1) * streams)
+
+    def _put_all(self, ids: np.ndarray, streams: int, turn: _Known, report: _Share) -> None:
+        """Every id's row and column to `turn`, ids int32 [n]."""
+        table, last = _deal(ids, streams)
         memory = self._new_memory(streams, len(table))
         if memory is not None:
             memory.recall_all(table, last)
@@ -203,9 +264,7 @@ class FrameCodec:
                     known[:n],
                     self.layout.columns,
                 )
-                report.done(step + 1)
-        payload = encoder.words()
-        return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
+                report.done((step + 1) / len(table))
 
     def decode(self, frame: container.Frame, progress: Progress) -> bytes:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
@@ -223,7 +282,7 @@ class FrameCodec:
         no_candidates = np.zeros((frame.streams, 0), dtype=np.int32)
         decoder = Decoder(frame.payload)
         turn = _Get(decoder, len(frame.payload) // 4, 2 * frame.tokens)
-        report = _Share(progress, frame.content_length, steps)
+        report = _Share(progress, frame.content_length, None, len(frame.payload))
         with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
@@ -255,7 +314,7 @@ class FrameCodec:
                 before = [table[step, part] for part in parts]
                 if remembered is not None:
                     remembered.observe(table[step, :n])
-                report.done(step + 1)
+                report.done((step + 1) / steps)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
 
@@ -279,9 +338,11 @@ class FrameCodec:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
         return np.where(ids < self.layout.vocabulary, ids, 0).astype(np.int64)
 
-    def _plan_streams(self, tokens: int, streams: int | None) -> int:
+    def _plan_streams(
+        self, tokens: int, streams: int | None, stream_tokens: int = STREAM_TOKENS
+    ) -> int:
         if streams is None:
-            streams = min(MOST_STREAMS, tokens // STREAM_TOKENS)
+            streams = min(MOST_STREAMS, tokens // stream_tokens)
         streams = max(1, min(streams, tokens))
         while streams > 1 and self.predictor.memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
             streams //= 2
@@ -381,15 +442,20 @@ class _Memory:
 
 
 class _Share:
-    """Tells a progress callback of a frame's bytes in proportion to the steps done."""
+    """Tells a progress callback of a frame in proportion to the work done."""
 
-    def __init__(self, progress: Progress, length: int, steps: int) -> None:
-        self._progress, self._length, self._steps, self._told = progress, length, steps, 0
+    def __init__(
+        self, progress: Progress, length: int, coded: Callable[[], int] | None, payload: int = 0
+    ) -> None:
+        """`coded` tells the bytes of payload so far; without it they are in proportion too."""
+        self._progress, self._length, self._coded, self._payload = progress, length, coded, payload
+        self._told = self._told_coded = 0
 
-    def done(self, steps: int) -> None:
-        reached = self._length * steps // self._steps
-        self._progress(reached - self._told)
-        self._told = reached
+    def done(self, share: float) -> None:
+        reached = int(self._length * share)
+        coded = self._coded() if self._coded else int(self._payload * share)
+        self._progress(reached - self._told, coded - self._told_coded)
+        self._told, self._told_coded = reached, coded
 
 
 def _deal(ids: np.ndarray, streams: int) -> tuple[np.ndarray, int]:
@@ -486,7 +552,7 @@ def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
             f"profile {header.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
             f"and memory {list(_MEMORIES)}"
         )
-    files = find_model(header, options.model)
+    files = find_model(header, options.model, allow_download=options.allow_download)
     if kind == "plain" and not options.force:
         _require_environment(header.environment, options.device)
     codec = _frame_codec(files, kind, header.window, header.overlap, options.device, memory)
@@ -523,29 +589,34 @@ def _require_environment(recorded: str, device: str) -> None:
         )
 
 
-def find_model(header: container.ModelHeader, name: str | None = None) -> ModelFiles:
+def find_model(
+    header: container.ModelHeader, name: str | None = None, *, allow_download: bool = False
+) -> ModelFiles:
     """The model that an archive asks for: the one named, or an embedded one.
 
-    An archive never makes us fetch anything by itself. Raises WrongModel.
+    An archive makes us fetch a model only with `allow_download`. Raises WrongModel.
     """
     from llmzip import models
 
     digest = header.digest_start.hex()
-    if name is not None:
-        files = models.load(name)
-        if not files.digest.startswith(header.digest_start):
-            raise WrongModel(
-                f"the archive was made with a model of digest {digest}…, "
-                f"but {name} has {files.digest.hex()[: len(digest)]}…"
-            )
-        return files
-    found = models.embedded_with_digest(header.digest_start)
-    if found is None:
+    embedded = models.embedded_with_digest(header.digest_start)
+    from_hub = models.is_hub_id(header.name)
+    if name is not None or embedded is not None:
+        files = models.load(name or embedded or "")
+    elif from_hub and allow_download:
+        files = models.fetch(header.name)
+    else:
         made_with = repr(header.name) if header.name else "one that is not embedded here"
         raise WrongModel(
             f"the archive needs the model {made_with} (digest {digest}…): name it with --model"
+            + (", or have it fetched with --allow-download" if from_hub else "")
         )
-    return find_model(header, found)
+    if not files.digest.startswith(header.digest_start):
+        raise WrongModel(
+            f"the archive was made with a model of digest {digest}…, "
+            f"but {files.name} has {files.digest.hex()[: len(digest)]}…"
+        )
+    return files
 
 
 class ArchiveWriter:
@@ -600,14 +671,16 @@ class ArchiveWriter:
         """The smallest of raw, zstd and model, the latter only where it stands a chance."""
         stored = _stored(content, last)
         if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
-            self._progress(len(content))
+            self._progress(len(content), len(stored.payload))
             return stored
         codec = self._with_model()[1]
         if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
-            self._progress(len(content))
+            self._progress(len(content), len(stored.payload))
             return stored
-        frame = codec.encode(content, self._options.streams, self._progress)
+        options = self._options
+        frame = codec.encode(content, options.streams, self._progress, options.stream_tokens)
         if len(frame.payload) + self._model_fields() >= len(stored.payload):
+            self._progress(0, len(stored.payload) - len(frame.payload))
             return stored
         if (self._options.verify or self._options.same_environment) and codec.decode(
             frame, _silent
@@ -618,7 +691,7 @@ class ArchiveWriter:
         )
 
 
-def _silent(count: int) -> None:
+def _silent(content: int, coded: int) -> None:
     """No progress report."""
 
 
@@ -653,6 +726,13 @@ def _unstored(frame: container.Frame) -> bytes:
     return content
 
 
+def stored_costs(content: bytes, frame: container.Frame) -> tuple[list[bytes], np.ndarray]:
+    """Lines of a stored frame, and bits of each, float64 [n]: in proportion to their length."""
+    lines = content.splitlines(keepends=True)
+    bits = 8 * len(frame.payload) / max(1, len(content))
+    return lines, np.array([len(line) * bits for line in lines])
+
+
 def _stands_a_chance(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
     """Try a large frame by evenly spaced snippets before all of it is scored."""
     if len(content) < 4 * _SAMPLE * _SNIPPETS or stored_bits < _DENSE:
@@ -660,6 +740,45 @@ def _stands_a_chance(codec: FrameCodec, content: bytes, stored_bits: float) -> b
     stride = len(content) // _SNIPPETS
     snippets = [content[i * stride : i * stride + _SAMPLE] for i in range(_SNIPPETS)]
     return codec.bits_per_byte(snippets) < _HOPELESS * stored_bits
+
+
+class FrameReader:
+    """Frames of one archive → their contents, unverified; the model is loaded for the first
+    frame that needs it."""
+
+    def __init__(
+        self, model: container.ModelHeader | None, options: Options, progress: Progress
+    ) -> None:
+        self._model, self._options, self._progress = model, options, progress
+        self._codec: FrameCodec | None = None
+        self._length = 0
+
+    def prepare(self) -> FrameCodec:
+        """Load the model, if it is not. Raises LlmzipError if it cannot be had."""
+        if self._codec is None:
+            assert self._model is not None  # the container sees to it
+            self._codec = _for_reading(self._model, self._options)
+        return self._codec
+
+    def content(self, frame: container.Frame) -> bytes:
+        """Raises CorruptArchive where it shows, and TooLong before more than max_length bytes
+        are decoded in all."""
+        limit = self._options.max_length
+        if limit is not None and self._length + frame.content_length > limit:
+            raise TooLong(f"the archive holds more than {limit} bytes, the most that is allowed")
+        if frame.kind == container.MODEL:
+            content = self.prepare().decode(frame, self._progress)
+        else:
+            content = _unstored(frame)
+            self._progress(len(content), len(frame.payload))
+        self._length += len(content)
+        return content
+
+    def costs(self, frame: container.Frame, content: bytes) -> tuple[list[bytes], np.ndarray]:
+        """The tokens of a frame, and bits of each; a stored frame's bits are the same for all."""
+        if frame.kind == container.MODEL:
+            return self.prepare().costs(content, frame.streams, _silent)
+        return stored_costs(content, frame)
 
 
 class ArchiveReader:
@@ -678,9 +797,8 @@ class ArchiveReader:
         Raises CorruptArchive, UnsupportedArchive.
         """
         self._reader = container.Reader(source, alone=alone)
-        self._options, self._progress = options or Options(), progress or _silent
         self.model = self._reader.model
-        self._codec: FrameCodec | None = None
+        self._frames = FrameReader(self.model, options or Options(), progress or _silent)
         # of the frames known so far: first byte in the source and in the content; for `seek`
         self._positions, self._offsets = array("Q"), array("Q")
         if source.seekable():
@@ -695,13 +813,7 @@ class ArchiveReader:
         frame = self._reader.next_frame()
         if frame is None:
             return None
-        if frame.kind == container.MODEL:
-            assert self.model is not None  # the container sees to it
-            self._codec = self._codec or _for_reading(self.model, self._options)
-            content = self._codec.decode(frame, self._progress)
-        else:
-            content = _unstored(frame)
-            self._progress(len(content))
+        content = self._frames.content(frame)
         self._reader.accept(frame, content)
         return content
 

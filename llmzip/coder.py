@@ -32,6 +32,10 @@ class Encoder:
         """symbols int32 [n], each below K, all by the same weights float64 [K]."""
         self._encoder.encode(symbols, _alike(weights))
 
+    def size(self) -> int:
+        """Bytes of the words so far."""
+        return WORD_BYTES * int(self._encoder.num_words())
+
     def words(self) -> bytes:
         """All that was put so far, as little-endian uint32."""
         words: np.ndarray = self._encoder.get_compressed()

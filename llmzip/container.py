@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
@@ -22,6 +23,7 @@ FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
 SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
 DIGEST_START = 6  # bytes of the model's digest in the header
 HASH_BYTES = 16
+TRAILER_BYTES = 8 + HASH_BYTES
 MODEL_FIELDS = 12  # bytes that a model frame needs beyond those of a stored one, about
 
 _HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
@@ -29,7 +31,7 @@ _FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT
 CERTIFICATE_BYTES = 4
 _ENVIRONMENT_LIMIT = 1 << 12
 _KIND_MASK, _LAST_FRAME = 3, 0x80
-_CHECK_BYTES = 4
+CHECK_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,44 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def read_fields(take: Callable[[int], bytes], has_model: bool) -> tuple[Frame, int, bytes]:
+    """A frame without its payload, Payload_Length, and the fields as they are in the archive.
+
+    `take` gives the next so many bytes. Raises CorruptArchive, UnsupportedArchive.
+    """
+    fields = bytearray(take(1))
+    kind, last = fields[0] & _KIND_MASK, bool(fields[0] & _LAST_FRAME)
+
+    def number(limit: int, what: str) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = take(1)[0]
+            fields.append(byte)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if shift and not byte:
+                    break  # a padded number: there is one spelling of each
+                if value > limit:
+                    raise CorruptArchive(f"{what} of {value}, where at most {limit} is possible")
+                return value
+        raise CorruptArchive(f"{what} is not a well-formed number")
+
+    if fields[0] & ~(_KIND_MASK | _LAST_FRAME):
+        raise UnsupportedArchive(f"unknown kind of frame ({fields[0]:#04x})")
+    if kind == MODEL and not has_model:
+        raise CorruptArchive("a frame needs a model, but the header names none")
+    content_length = payload_length = number(FRAME_LIMIT, "content length")
+    tokens = streams = 0
+    if kind == MODEL:
+        tokens = number(content_length, "number of tokens")
+        streams = number(tokens, "number of streams")
+        if not streams:
+            raise CorruptArchive("a frame without streams")
+    if kind != RAW:
+        payload_length = number(content_length, "payload length")
+    return Frame(kind, content_length, b"", tokens, streams, last), payload_length, bytes(fields)
+
+
 class Writer:
     """Writes one archive to `sink`; frames in order, the last one marked, then `finish`."""
 
@@ -111,8 +151,8 @@ class Writer:
                 name = model.name.encode()[:255]
                 flags |= _HAS_NAME
                 fields += bytes([len(name)]) + name
-        self._header = MAGIC + bytes([VERSION, flags]) + fields
-        sink.write(self._header)
+        self.header = MAGIC + bytes([VERSION, flags]) + fields
+        sink.write(self.header)
 
     def write(self, frame: Frame, content: bytes) -> None:
         """Append a frame; `content` is what it decodes to."""
@@ -125,25 +165,13 @@ class Writer:
             fields += varint(len(frame.payload))
         self._sink.write(fields + frame.payload)
         if frame.content_length > SMALL:
-            self._sink.write(_check(frame.payload))
-        self._sink.write(_check(self._header, _offset_bytes(self._offset), fields, content))
+            self._sink.write(check(frame.payload))
+        self._sink.write(content_check(self.header, self._offset, fields, content))
         self._hash.update(content)
         self._offset += len(content)
         self._frames += 1
-        if frame.last and _has_trailer(self._offset, self._frames):
-            self._sink.write(_offset_bytes(self._offset) + self._hash.digest())
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """What stands before a frame's payload."""
-
-    kind: int
-    content_length: int
-    tokens: int
-    streams: int
-    payload_length: int
-    last: bool
+        if frame.last and has_trailer(self._offset, self._frames):
+            self._sink.write(offset_bytes(self._offset) + self._hash.digest())
 
 
 @dataclass(frozen=True)
@@ -172,7 +200,7 @@ class Reader:
         self.offset = 0  # bytes of content accepted
         self._frames = 0
         self._done = self._ended = self._skipped = False
-        self._header = b""
+        self.header = b""  # as it is in the archive
         self._fields = b""
         self._expected = b""  # Content_Check of the frame that was read last
         self.model: ModelHeader | None = None
@@ -206,14 +234,14 @@ class Reader:
             )
         if flags & ~_FLAGS or (flags and not flags & _HAS_MODEL):
             raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
-        self._header = MAGIC + bytes([version, flags])
+        self.header = MAGIC + bytes([version, flags])
         if flags & _HAS_MODEL:
             self.model = self._read_model(flags)
 
     def _read_model(self, flags: int) -> ModelHeader:
         def take(count: int) -> bytes:
             data = self._take(count)
-            self._header += data
+            self.header += data
             return data
 
         def take_text(length_bytes: int, limit: int) -> str:
@@ -236,60 +264,29 @@ class Reader:
             name=take_text(1, 255) if flags & _HAS_NAME else "",
         )
 
-    def _varint(self, limit: int, what: str) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self._take(1)
-            self._fields += byte
-            value |= (byte[0] & 0x7F) << shift
-            if byte[0] < 0x80:
-                if shift and not byte[0]:
-                    break  # a padded number: there is one spelling of each
-                if value > limit:
-                    raise CorruptArchive(f"{what} of {value}, where at most {limit} is possible")
-                return value
-        raise CorruptArchive(f"{what} is not a well-formed number")
-
     def next_frame(self) -> Frame | None:
         """The next frame, its Payload_Check verified; None after the last."""
         fields = self._next_fields()
         if fields is None:
             return None
-        payload = self._take(fields.payload_length)
-        if fields.content_length > SMALL and self._take(_CHECK_BYTES) != _check(payload):
+        frame, payload_length = fields
+        payload = self._take(payload_length)
+        if frame.content_length > SMALL and self._take(CHECK_BYTES) != check(payload):
             raise CorruptArchive(f"frame {self._frames} is damaged (its payload check fails)")
-        self._expected = self._take(_CHECK_BYTES)
-        return Frame(
-            fields.kind, fields.content_length, payload, fields.tokens, fields.streams, fields.last
-        )
+        self._expected = self._take(CHECK_BYTES)
+        return replace(frame, payload=payload)
 
-    def _next_fields(self) -> _Fields | None:
+    def _next_fields(self) -> tuple[Frame, int] | None:
+        """The next frame without its payload, and the length of that; None after the last."""
         if self._done:
             self._read_end()
             return None
-        kind_byte = self._take(1)
-        self._fields = kind_byte
-        kind = kind_byte[0] & _KIND_MASK
-        if kind_byte[0] & ~(_KIND_MASK | _LAST_FRAME):
-            raise UnsupportedArchive(f"unknown kind of frame ({kind_byte[0]:#04x})")
-        if kind == MODEL and self.model is None:
-            raise CorruptArchive("a frame needs a model, but the header names none")
-        content_length = self._varint(FRAME_LIMIT, "content length")
-        tokens = streams = 0
-        payload_length = content_length
-        if kind == MODEL:
-            tokens = self._varint(content_length, "number of tokens")
-            streams = self._varint(tokens, "number of streams")
-            if not streams:
-                raise CorruptArchive("a frame without streams")
-        if kind != RAW:
-            payload_length = self._varint(content_length, "payload length")
-        last = bool(kind_byte[0] & _LAST_FRAME)
-        return _Fields(kind, content_length, tokens, streams, payload_length, last)
+        frame, payload_length, self._fields = read_fields(self._take, self.model is not None)
+        return frame, payload_length
 
     def accept(self, frame: Frame, content: bytes) -> None:
         """Verify a decoded frame; nothing of it may be used before."""
-        actual = _check(self._header, _offset_bytes(self.offset), self._fields, content)
+        actual = content_check(self.header, self.offset, self._fields, content)
         if len(content) != frame.content_length or self._expected != actual:
             raise CorruptArchive(f"frame {self._frames} is damaged (its content check fails)")
         self._hash.update(content)
@@ -314,11 +311,11 @@ class Reader:
         fields = self._next_fields()
         if fields is None:
             return False
-        checks = _CHECK_BYTES * (1 + (fields.content_length > SMALL))
-        self._source.seek(fields.payload_length + checks - 1, io.SEEK_CUR)
+        frame, payload_length = fields
+        checks = CHECK_BYTES * (1 + (frame.content_length > SMALL))
+        self._source.seek(payload_length + checks - 1, io.SEEK_CUR)
         self._take(1)  # a file can be sought beyond its end
-        self._skipped = True
-        self._pass(fields.content_length, fields.last)
+        self.skip(frame)
         return True
 
     def go(self, place: Place) -> None:
@@ -332,9 +329,9 @@ class Reader:
     def _read_end(self) -> None:
         if self._ended:
             return
-        if _has_trailer(self.offset, self._frames):
-            trailer = self._take(8 + HASH_BYTES)
-            if trailer[:8] != _offset_bytes(self.offset):
+        if has_trailer(self.offset, self._frames):
+            trailer = self._take(TRAILER_BYTES)
+            if trailer[:8] != offset_bytes(self.offset):
                 raise CorruptArchive("the trailer does not fit the frames")
             if trailer[8:] != self._hash.digest() and not self._skipped:
                 raise CorruptArchive("the hash of the whole content fails")
@@ -343,14 +340,24 @@ class Reader:
         self._ended = True
 
 
-def _has_trailer(content_length: int, frames: int) -> bool:
+def has_trailer(content_length: int, frames: int) -> bool:
     """A single small frame is verified as a whole by its own check."""
     return content_length > SMALL or frames > 1
 
 
-def _offset_bytes(offset: int) -> bytes:
+def content_check(header: bytes, offset: int, fields: bytes, content: bytes) -> bytes:
+    """Content_Check of a frame whose content begins at `offset` of the whole."""
+    return check(header, offset_bytes(offset), fields, content)
+
+
+def check(*parts: bytes) -> bytes:
+    """BLAKE2b-4 of all parts together."""
+    hasher = hashlib.blake2b(digest_size=CHECK_BYTES)
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
+def offset_bytes(offset: int) -> bytes:
+    """As in the trailer."""
     return offset.to_bytes(8, "little")
-
-
-def _check(*parts: bytes) -> bytes:
-    return hashlib.blake2b(b"".join(parts), digest_size=_CHECK_BYTES).digest()

@@ -3,6 +3,7 @@
     LlmzipError                 anything llmzip refuses, always one clear line
     ├── CorruptArchive          the bytes are not what was written
     │   └── TruncatedArchive    the bytes end too early
+    ├── TooLong                 the archive holds more than the caller allows
     ├── UnsupportedArchive      written by a newer version, or with an unknown profile
     ├── WrongModel              the archive needs a model that was not given or not found
     │   └── UnsupportedModel    the model has no exact form, or its files are unsafe
@@ -23,6 +24,10 @@ class CorruptArchive(LlmzipError):
 
 class TruncatedArchive(CorruptArchive):
     """The archive ends before its last frame does."""
+
+
+class TooLong(LlmzipError):
+    """The archive's content is longer than the caller's max_length."""
 
 
 class UnsupportedArchive(LlmzipError):

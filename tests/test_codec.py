@@ -20,7 +20,7 @@ from llmzip.predictor import TablePredictor
 from llmzip.tokens import Tokens
 
 
-def _silent(count: int) -> None:
+def _silent(*_: int) -> None:
     pass
 
 
@@ -91,13 +91,15 @@ def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
 
 def test_progress_adds_up(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
-    told: list[int] = []
-    frame = table_codec.encode(content, 2, told.append)
-    assert sum(told) == len(content)
-    assert min(told) >= 0
+    told: list[tuple[int, int]] = []
+    frame = table_codec.encode(content, 2, lambda *done: told.append(done))
+    assert sum(count for count, _ in told) == len(content)
+    assert 0 < sum(coded for _, coded in told) <= len(frame.payload)
+    assert min(min(done) for done in told) >= 0
     told.clear()
-    table_codec.decode(frame, told.append)
-    assert sum(told) == len(content)
+    table_codec.decode(frame, lambda *done: told.append(done))
+    assert sum(count for count, _ in told) == len(content)
+    assert sum(coded for _, coded in told) == len(frame.payload)
 
 
 def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCodec) -> None:

@@ -161,8 +161,8 @@ REPEATED = b"".join(
 
 def _size(content: bytes, **options: object) -> int:
     frame_codec = codec._for_writing(Options(model=str(TINY), **options))[1]  # type: ignore[arg-type]
-    frame = frame_codec.encode(content, None, lambda count: None)
-    assert frame_codec.decode(frame, lambda count: None) == content
+    frame = frame_codec.encode(content, None, lambda *_: None)
+    assert frame_codec.decode(frame, lambda *_: None) == content
     return len(frame.payload)
 
 
@@ -180,8 +180,8 @@ def test_small_texts_lose_nothing_to_speak_of() -> None:
 def test_any_bytes_with_and_without(table_codec: FrameCodec, content: bytes, streams: int) -> None:
     for memory in (0, 1, 2):
         frame_codec = FrameCodec(table_codec.tokens, table_codec.predictor, memory=memory)
-        frame = frame_codec.encode(content * 2, streams, lambda count: None)
-        assert frame_codec.decode(frame, lambda count: None) == content * 2
+        frame = frame_codec.encode(content * 2, streams, lambda *_: None)
+        assert frame_codec.decode(frame, lambda *_: None) == content * 2
 
 
 def test_the_header_names_the_version() -> None:

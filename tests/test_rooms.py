@@ -24,6 +24,7 @@ STAGES = {
     "codec": 9,
     "file": 10,
     "incremental": 10,
+    "salvage": 10,
     "fsspec": 11,
     "__init__": 11,
     "bench": 12,

@@ -10,8 +10,10 @@ from llmzip.models.store import (
     ModelFiles,
     embedded_with_digest,
     expected,
+    fetch,
     folder,
     glance,
+    is_hub_id,
     load,
     shipped,
 )
@@ -22,8 +24,10 @@ __all__ = [
     "ModelFiles",
     "embedded_with_digest",
     "expected",
+    "fetch",
     "folder",
     "glance",
+    "is_hub_id",
     "load",
     "shipped",
 ]

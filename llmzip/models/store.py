@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transfor
              "use_cache")  # fmt: skip
 PACKED = "model.safetensors.llmzw"
 _MOST_EXPANSION = 1000  # of packed weights: more than any real ones
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _HUB_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -69,11 +71,21 @@ def load(name: str) -> ModelFiles:
     folder = Path(name)
     if name and folder.is_dir():
         return _read(folder, name)
-    if "/" in name and not name.startswith((".", "/", "~")) and name.count("/") == 1:
-        return _read(_fetch(name), name)
+    if is_hub_id(name):
+        return fetch(name)
     raise WrongModel(
         f"no model {name!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `owner/model`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def fetch(name: str) -> ModelFiles:
+    """A model of the hub by its id, even where a folder has that name."""
+    return _read(_fetch(name), name)
 
 
 def folder(name: str) -> Path:
