@@ -181,7 +181,10 @@ def main() -> int:
         for way, (command, variables, device) in (tried | dict(arguments.given)).items():
             kept[way] = run(command, variables, device, folder)
             print(way, json.dumps(kept[way]), flush=True)
-    report = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "archives": made, "ways": kept}
+    from llmzip.bench import circumstances
+    from llmzip.codec import Options
+
+    report = {**circumstances(Options()), "archives": made, "ways": kept}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     good = all(set(way.get("archives", {"": ""}).values()) == {"same"} for way in kept.values())
     return 0 if good else 1

@@ -76,7 +76,7 @@ def archive(gpt2: Path) -> bytes:
 def test_the_header_records_the_environment(archive: bytes) -> None:
     header = container.Reader(io.BytesIO(archive)).model
     assert header is not None
-    assert header.profile == 4 | 1 << 4
+    assert header.profile == 4 | 2 << 4
     assert json.loads(header.environment) == plain.environment("cpu")
     assert {"torch", "transformers", "processor", "threads", "attention"} <= set(
         json.loads(header.environment)
