@@ -30,9 +30,9 @@ def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
     packed = container.Frame(container.LZMA, len(plain), _lzma(plain), last=True)
     sink = io.BytesIO()
     writer = container.Writer(sink, HEADER)
-    writer.write(frames.encode(text, 1, lambda _: None), text)
+    writer.write(frames.encode(text, 1, lambda *_: None), text)
     writer.write(container.Frame(container.RAW, len(noise), noise), noise)
-    writer.write(frames.encode(text, 3, lambda _: None), text)
+    writer.write(frames.encode(text, 3, lambda *_: None), text)
     writer.write(stored, plain)
     writer.write(packed, plain)
     return sink.getvalue(), text + noise + text + plain + plain
@@ -100,7 +100,7 @@ def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_pa
     """64 million tokens promised by the words of some 60, all checks in order: not the hours of
     so many steps, and no more memory than docs/format.md states in section 3."""
     header, frames = codec._for_writing(llmzip.Options(model=str(TINY)))
-    words = frames.encode(PROSE[:200].encode(), 1, lambda _: None).payload
+    words = frames.encode(PROSE[:200].encode(), 1, lambda *_: None).payload
     n = container.FRAME_LIMIT
     path = tmp_path / "endless.llmz"
     with path.open("wb") as sink:

@@ -45,14 +45,14 @@ class Short(FrameCodec):
 def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
     """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
     verified, so that what is damaged reaches the decoders."""
-    for_reading, check = codec._for_reading, container._check
+    for_reading, check = codec._for_reading, container.check
     codec._for_reading = lambda *_: frames
     if not checks:
-        container._check = lambda *_: _Agrees()
+        container.check = lambda *_: _Agrees()
     try:
         yield
     finally:
-        codec._for_reading, container._check = for_reading, check
+        codec._for_reading, container.check = for_reading, check
 
 
 def whole(data: bytes) -> bytes | None:
