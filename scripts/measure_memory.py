@@ -197,7 +197,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.bar(places + (i - len(WAYS) / 2) * width, heights, width, label=way, color=colour)
     axes.set_xticks(places, [r["text"] for r in results], rotation=35, ha="right", fontsize=8)
     axes.set_ylabel("bits per byte")
-    axes.legend(title="memory")
+    axes.legend(title="memory", loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
