@@ -124,13 +124,19 @@ def pack(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     return np.concatenate(parts), size
 
 
-def prepare(corpus: Path, work: Path, config: Config) -> None:
-    """Write tokenizer.json, tokens.npy and bytes.txt to `work`, unless they are there."""
+def prepare(corpus: Path, work: Path, config: Config, ready: Path | None = None) -> None:
+    """Write tokenizer.json, tokens.npy and bytes.txt to `work`, unless they are there.
+
+    `ready`: a tokenizer.json to take instead of training one.
+    """
     if (work / "bytes.txt").exists():
         return
     work.mkdir(parents=True, exist_ok=True)
     documents = sample(corpus, config)
-    tokenizer = train_tokenizer(documents, config)
+    if ready is None:
+        tokenizer = train_tokenizer(documents, config)
+    else:
+        tokenizer = Tokenizer.from_file(str(ready))
     tokens, size = pack(documents, tokenizer)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
     np.save(work / "tokens.npy", tokens)
