@@ -28,6 +28,38 @@ def bench() -> str:
     return f"{table(report)}\n\n{note}"
 
 
+def speed() -> str:
+    report = json.loads((ROOT / "results" / "speed.json").read_text())
+    size = report["bytes"] / 1e6
+    lines = [
+        f"| whole processes, {size:g} MB of prose "
+        "| bits per byte | compress | decompress | memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, run in report["processes"].items():
+        peak = max(run["encode_peak_bytes"], run["decode_peak_bytes"]) / 2**20
+        seconds = (f"{run[f'{way}_seconds']:.2f} s" for way in ("encode", "decode"))
+        lines.append(
+            f"| {name} | {run['bits_per_byte']:.3f} | {' | '.join(seconds)} | {peak:.0f} MiB |"
+        )
+    lines += [
+        "",
+        "| streams | bits per byte | KB/s | tokens/s, decoding | share of the sgemm roofline |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    model = report["models"][report["model"]["name"]]
+    for p in model["streams"]:
+        ways = ("encode", "decode")
+        rates = " / ".join(f"{1000 * p[f'{way}_mb_s']:.1f}" for way in ways)
+        shares = " / ".join(f"{p[f'{way}_roofline_share']:.0%}" for way in ways)
+        lines.append(
+            f"| {p['streams']} | {p['bits_per_byte']:.3f} | {rates} | {p['decode_tokens_s']:,.0f} "
+            f"| {shares} |"
+        )
+    note = f"{machine(report)}, model `{report['model']['name']}`, {report['date']}."
+    return "\n".join([*lines, "", f"{note} Two figures are of compressing / decompressing."])
+
+
 def costs() -> str:
     reports = json.loads((ROOT / "results" / "architectures.json").read_text())
     lines = ["| model | float32, bits per byte | a8 | a16 |", "| --- | ---: | ---: | ---: |"]

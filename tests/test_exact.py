@@ -25,7 +25,7 @@ from transformers import (
 
 from llmzip import models
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import check, ops, tables
+from llmzip.exact import check, dots, ops, tables
 from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import Architecture, ExactLlama
@@ -134,14 +134,68 @@ def test_the_fused_form_computes_the_same(kind: str, context: Context) -> None:
         assert torch.equal(_scored(quick, IDS[:, :40], context), expected[:, :40])
 
 
+@pytest.mark.parametrize("window", [None, 9, 40])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1), (8, 1)])
+def test_products_of_bytes_compute_the_same(heads: int, kv_heads: int, window: int | None) -> None:
+    """Shapes that `dots` takes, where the processor has its instruction."""
+    torch.manual_seed(heads)
+    shape = {
+        "vocab_size": 320,
+        "hidden_size": 96,
+        "head_dim": 32,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 160,
+        "bos_token_id": 0,
+        "pad_token_id": None,
+    }
+    network = MistralForCausalLM(MistralConfig(**shape, sliding_window=window))
+    for parameter in network.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    plain = ExactLlama(
+        Architecture.from_config(network.config.to_dict()),
+        {name: tensor.detach() for name, tensor in network.state_dict().items()},
+        levels=ops.A8_LEVELS,
+        key_levels=ops.KEY_LEVELS,
+    )
+    quick = fused(plain)
+    assert isinstance(quick, FusedLlama)
+    assert quick.whole == dots.available()
+    context = Context(160, 40)
+    ids = torch.randint(0, 320, (7, 190), generator=torch.Generator().manual_seed(3))
+    expected = _scored(plain, ids, context)
+    assert torch.equal(_scored(quick, ids, context), expected)
+    for streams in (slice(0, 7), slice(1, 3), slice(4, 5)):
+        assert torch.equal(_stepped(quick, ids[streams], context), expected[streams])
+
+
+def test_products_of_bytes_are_exact() -> None:
+    if not dots.available():
+        pytest.skip("a processor without VNNI")
+    chance = np.random.default_rng(1)
+    for rows, inner, outer in [(1, 4, 32), (2, 36, 64), (7, 512, 96), (29, 2048, 32)]:
+        weight = chance.choice(np.array([-128, -127, 127], dtype=np.int8), (outer, inner))
+        q = chance.choice(np.array([-127, 127], dtype=np.int8), (rows, inner))
+        expected = q.astype(np.int64) @ weight.T.astype(np.int64)
+        assert np.array_equal(dots.multiply(q, dots.packed(weight)), expected)
+        p = chance.choice(np.array([0, 255], dtype=np.uint8), (2 * rows, inner))
+        values = chance.integers(-127, 128, (inner, outer)).astype(np.int8)
+        packed = np.ascontiguousarray(values.reshape(-1, 4, outer).swapaxes(1, 2))
+        expected = p.astype(np.int64) @ values.astype(np.int64)
+        assert np.array_equal(dots.weigh(p, packed), expected)
+
+
 def test_only_what_agrees_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = _random_model("tied")
-    assert agrees()
+    assert agrees(12)
+    assert agrees(32)
     assert not isinstance(fused(_exact(network, "a16")), FusedLlama)
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     architecture = Architecture.from_config(network.config.to_dict())
     model = ExactLlama(architecture, tensors, levels=127.0, key_levels=127.0)
-    monkeypatch.setattr("llmzip.exact.fused.agrees", lambda: False)
+    monkeypatch.setattr("llmzip.exact.fused.agrees", lambda head_dim: head_dim == 12)
     assert fused(model) is model
 
 

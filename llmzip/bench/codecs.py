@@ -197,9 +197,11 @@ def _ppmd() -> tuple[Way, Way]:
         return len(data).to_bytes(8, "little") + bytes(encoder.encode(data) + encoder.flush())
 
     def unpack(data: bytes) -> bytes:
-        return bytes(
-            pyppmd.Ppmd7Decoder(order, memory).decode(data[8:], int.from_bytes(data[:8], "little"))
-        )
+        decoder, size = pyppmd.Ppmd7Decoder(order, memory), int.from_bytes(data[:8], "little")
+        content = decoder.decode(data[8:], size)
+        while len(content) < size:  # it wants more zeros than its encoder leaves at the end
+            content += decoder.decode(b"\0", size - len(content))
+        return bytes(content)
 
     return pack, unpack
 

@@ -1,8 +1,9 @@
 """A Llama-family model on a CPU → the same bits in fewer passes over memory.
 
 Between two matrix products, each row of activations (a token) is worked on from end to end in one
-loop, and its attention reads 8-bit keys and values where they lie. A few rows take a whole step
-without coming back to Python. Every operation is the one that `ops` and `attention` define,
+loop, and its attention reads 8-bit keys and values where they lie. Where products are compiled,
+too (`dots`), or rows are few, a whole step is taken without coming back to Python, so that threads
+need not wait for each other there. Every operation is the one that `ops` and `attention` define,
 under the same names; the tests compare both, and so does `agrees` before the first use.
 
 Shapes: R rows of S streams · T tokens, H hidden size, n keys, D head dimension, G key heads.
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from llmzip.compiled import compiled, compiled_for_integers
-from llmzip.exact import ops, tables
+from llmzip.exact import dots, ops, tables
 from llmzip.exact.attention import MAX_CONTEXT
 from llmzip.exact.llama import Architecture, ExactLlama
 
-_FEW = 3  # rows that are multiplied here; more are left to torch
+_FEW = 3  # rows that are multiplied here without `dots`; more are left to torch
+_BLOCK = 64  # rows that go through a layer together: what is between its products stays in caches
 _SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
 
 _FLOOR = np.float32(ops.ACTIVATION_FLOOR)
@@ -41,7 +43,8 @@ _ROUNDER = np.float32(12582912)
 
 
 class Cache:
-    """8-bit keys and values, D before n so that neighbours are worked on side by side."""
+    """8-bit keys and values in the order in which products read them: 16 keys, values of 4 tokens
+    side by side (`dots`), or, where these are left to numba, D before n."""
 
     def __init__(self, architecture: Architecture, streams: int, context: int) -> None:
         a = architecture
@@ -49,26 +52,38 @@ class Cache:
         self.length = 0
         self._shape = (a.layers, streams, a.kv_heads)
         self._head_dim = a.head_dim
+        self._packed = dots.available() and a.head_dim % dots.MULTIPLE == 0
         self.arrays = self._allocated(min(context, self.window + _SLACK))
 
     def _allocated(self, capacity: int) -> tuple[np.ndarray, ...]:
-        """Keys, values [layers, S, G, D, capacity]; steps of scores that a key's unit makes,
-        scales of values [layers, S, G, capacity]."""
-        full, thin = (*self._shape, self._head_dim, capacity), (*self._shape, capacity)
-        shapes = ((full, np.int8), (full, np.int8), (thin, np.float32), (thin, np.float32))
-        return tuple(np.empty(shape, dtype=dtype) for shape, dtype in shapes)
+        """Keys, values [layers, S, G, …]; steps of scores that a key's unit makes, scales of
+        values [layers, S, G, capacity]."""
+        capacity = -(-capacity // dots.MULTIPLE) * dots.MULTIPLE
+        d = self._head_dim
+        forms: list[tuple[tuple[int, ...], type]]
+        if self._packed:
+            forms = [((capacity // 16, d // 4, 64), np.uint8), ((capacity // 4, d, 4), np.int8)]
+        else:
+            forms = [((d, capacity), np.int8)] * 2
+        forms += [((capacity,), np.float32)] * 2
+        return tuple(np.empty((*self._shape, *shape), dtype=kind) for shape, kind in forms)
 
     def make_room(self, count: int) -> None:
         """For `count` more tokens; what no window reaches any more is dropped."""
-        capacity = self.arrays[0].shape[-1]
+        capacity = self.arrays[2].shape[-1]
         if self.length + count <= capacity:
             return
-        keep = min(self.length, self.window - 1)
-        before = self.arrays
+        drop = max(0, self.length - self.window + 1) // dots.MULTIPLE * dots.MULTIPLE
+        keep, before = self.length - drop, self.arrays
         if keep + count > capacity:
             self.arrays = self._allocated(keep + count)
-        for target, source in zip(self.arrays, before, strict=True):
-            target[..., :keep] = source[..., self.length - keep : self.length].copy()
+        for i, (target, source) in enumerate(zip(self.arrays, before, strict=True)):
+            if self._packed and i < 2:
+                unit = (16, 4)[i]
+                kept = source[:, :, :, drop // unit : -(-self.length // unit)].copy()
+                target[:, :, :, : kept.shape[3]] = kept
+            else:
+                target[..., :keep] = source[..., drop : self.length].copy()
         self.length = keep
 
 
@@ -87,15 +102,23 @@ class FusedLlama:
             model.norm_weight.numpy(),
         )
         kinds = [[getattr(layer, kind) for layer in layers] for kind in _LINEARS]
-        self._weights: Any = tuple(_stacked(linears) for linears in kinds)
+        stacks = [_stacked(linears) for linears in [*kinds, [model.head]]]
+        # whether any number of rows takes a step in one call
+        self.whole = dots.available() and all(dots.fits(stack[0]) for stack in stacks)
+        if self.whole:
+            stacks = [dots.packed(stack) for stack in stacks]
+        *weights, head = stacks
+        self._weights: Any = tuple(weights)
+        self._head_weight = head[0]
         self._scales: Any = tuple(np.stack([x.scale.numpy() for x in linears]) for linears in kinds)
         self._embedding = model.embedding.numpy()
-        self._head_weight = _stacked([model.head])[0]
         self._constants = (
             np.float32(a.epsilon),
             np.float32(tables.score_scale(a.head_dim**-0.5)),
             tables.attention_weights().numpy()[: 1 << _STEP_BITS].copy(),
             tables.gate_table("silu").numpy(),
+            a.heads,
+            a.head_dim,
         )
 
     def new_cache(self, streams: int, context: int) -> Cache:
@@ -107,24 +130,24 @@ class FusedLlama:
     def forward(self, ids: Tensor, cache: Cache, position: int) -> Tensor:
         """As `ExactLlama.forward`: ids int64 [S, T] → hidden states [S, T, H]."""
         streams, count = ids.shape
-        model, a = self._model, self.architecture
+        model = self._model
         cos, sin = (table.numpy() for table in model.rotary.at(position, count))
         cache.make_room(count)
         kept: Any = cache.arrays
         x = self._embedding[ids.reshape(-1).numpy()]
         base, window, constants = cache.length, cache.window, self._constants
-        if len(x) <= _FEW:
+        if self.whole or len(x) <= _FEW:
             y = _step(x, self._norms, self._weights, self._scales, constants, cos, sin, kept,
                       base, window)  # fmt: skip
         else:
-            epsilon, score_scale, mantissas, gate = constants
+            epsilon, score_scale, mantissas, gate, heads, head_dim = constants
             for i, layer in enumerate(model.layers):
                 scales = [stack[i] for stack in self._scales]
                 here = tuple(part[i] for part in kept)
                 q, s = _normed_rows(x, self._norms[0][i], epsilon)
                 total = _product(layer.qkv, q)
                 q, s = _attention_rows(total, s, scales[0], cos, sin, here, base, window,
-                                       score_scale, mantissas, a.heads)  # fmt: skip
+                                       score_scale, mantissas, heads, head_dim, 0)  # fmt: skip
                 _add_rows(x, _product(layer.output, q), s, scales[1])
                 q, s = _normed_rows(x, self._norms[1][i], epsilon)
                 q, s = _gated_rows(_product(layer.gate_up, q), s, scales[2], gate)
@@ -137,8 +160,10 @@ class FusedLlama:
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, H] → logits [R, V]."""
         q, s = _quantised_rows(np.ascontiguousarray(hidden.numpy()))
-        few = len(hidden) <= _FEW
-        total = _multiplied(q, self._head_weight) if few else _product(self._model.head, q)
+        if self.whole or len(hidden) <= _FEW:
+            total = _multiplied(q, self._head_weight)
+        else:
+            total = _product(self._model.head, q)
         return torch.from_numpy(_scaled_rows(total, s, self._model.head.scale.numpy()))
 
 
@@ -160,22 +185,28 @@ def fits(model: ExactLlama) -> bool:
 
 def fused(model: ExactLlama) -> ExactLlama | FusedLlama:
     """The faster form, where there is one and this machine computes the same with it."""
-    return FusedLlama(model) if fits(model) and agrees() else model
+    if not fits(model):
+        return model
+    form = FusedLlama(model)
+    return form if agrees(32) and (form.whole or agrees(12)) else model
 
 
 @cache
-def agrees() -> bool:
-    """Whether both forms of a small model give the same bits here."""
+def agrees(head_dim: int) -> bool:
+    """Whether both forms of a small model give the same bits here; heads of 32 are for `dots`."""
+    h = head_dim
     architecture = Architecture.from_config(
-        {"model_type": "mistral", "vocab_size": 97, "hidden_size": 48, "intermediate_size": 72,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "max_position_embeddings": 512, "sliding_window": 33, "tie_word_embeddings": True}
+        {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
+         "intermediate_size": 6 * h, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 33,
+         "tie_word_embeddings": True}
     )  # fmt: skip
     plain = ExactLlama(
-        architecture, _numbers(48, 72, 2, 97), levels=ops.A8_LEVELS, key_levels=ops.KEY_LEVELS
-    )
+        architecture, _numbers(4 * h, 6 * h, 2, 8 * h), levels=ops.A8_LEVELS,
+        key_levels=ops.KEY_LEVELS,
+    )  # fmt: skip
     quick = FusedLlama(plain)
-    ids = torch.arange(3 * 80).view(3, 80) * 31 % 97
+    ids = torch.arange(3 * 80).view(3, 80) * 31 % (8 * h)
     expected = plain.forward(ids, plain.new_cache(3, 512), 0)
     whole = quick.forward(ids, quick.new_cache(3, 512), 0)
     cache = quick.new_cache(1, 512)
@@ -250,6 +281,33 @@ def _maximum(x: np.ndarray) -> np.float32:
         top = max(top, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
     value: np.float32 = np.full(1, top, dtype=np.int32).view(np.float32)[0]
     return _FLOOR if value < _FLOOR else value
+
+
+@compiled
+def _largest(x: np.ndarray) -> np.float32:
+    """max x of positive floats: their patterns are in the same order, and quickly compared."""
+    bits, top = x.view(np.int32), np.int32(0)
+    for i in range(len(bits)):
+        top = max(top, bits[i])
+    value: np.float32 = np.full(1, top, dtype=np.int32).view(np.float32)[0]
+    return value
+
+
+@compiled
+def _split(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
+    """Integers up to 65,536 → their two bytes. Returns where 65,536 is, of which 65,535 is split,
+    or -1: it is there at most once, as the sum of all is about so much."""
+    over = np.int32(0)
+    for j in range(len(p)):
+        value = np.int32(p[j])
+        over |= value >> 16
+        value = min(value, np.int32(65535))
+        high[j], low[j] = np.uint8(value >> 8), np.uint8(value & 255)
+    if over:
+        for j in range(len(p)):
+            if p[j] > np.float32(65535):
+                return j
+    return -1
 
 
 @compiled
@@ -392,6 +450,10 @@ def _attention_row(
 ) -> None:
     """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
     Its key is written to place `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    if keys.ndim == 4:  # known when this is compiled
+        _attention_row_by_dots(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
+                               mantissas, heads, out)  # fmt: skip
+        return
     groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
     n = at + 1 - start
     q = np.empty(head_dim, dtype=np.int8)
@@ -408,9 +470,7 @@ def _attention_row(
         scales[g, at] = _quantise(y[heads + groups + g], q)
         for d in range(head_dim):
             values[g, d, at] = q[d]
-        bound = np.float32(0)
-        for j in range(start, at + 1):
-            bound = scales[g, j] if scales[g, j] > bound else bound
+        bound = _largest(scales[g, start : at + 1])
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
@@ -426,6 +486,66 @@ def _attention_row(
         for h in range(shared):
             for d in range(head_dim):
                 part[h, d] *= bound * _P_UNIT
+
+
+@compiled
+def _attention_row_by_dots(
+    y: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    start: int,
+    at: int,
+    score_scale: np.float32,
+    mantissas: np.ndarray,
+    heads: int,
+    out: np.ndarray,
+) -> None:
+    """The same, of keys [G, n / 16, D / 4, 64] and values [G, n / 4, D, 4]."""
+    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
+    n, first = at + 1 - start, start // dots.MULTIPLE * dots.MULTIPLE
+    skipped = start - first  # keys that are read with the others and count for nothing
+    width = (skipped + n + dots.MULTIPLE - 1) // dots.MULTIPLE * dots.MULTIPLE
+    q = np.empty(head_dim, dtype=np.int8)
+    queries = np.empty((shared, head_dim), dtype=np.int8)
+    q_scales = np.empty(shared, dtype=np.float32)
+    p = np.empty(n, dtype=np.float32)
+    weights = np.empty(n, dtype=np.int32)
+    limbs = np.zeros((2 * shared, width), dtype=np.uint8)
+    whole = np.empty(shared, dtype=np.int64)
+    for g in range(groups):
+        key = y[heads + g]
+        _rotate(key, cos, sin)
+        steps[g, at] = _quantise(key, q) * score_scale
+        block, place = keys[g, at // 16], 4 * (at % 16)
+        for d in range(head_dim):
+            block[d // 4, place + d % 4] = np.uint8(q[d] + np.int16(128))
+        scales[g, at] = _quantise(y[heads + groups + g], q)
+        for d in range(head_dim):
+            values[g, at // 4, d, at % 4] = q[d]
+        bound = _largest(scales[g, start : at + 1])
+        for h in range(shared):
+            query = y[g * shared + h]
+            _rotate(query, cos, sin)
+            q_scales[h] = _quantise(query, queries[h])
+        scores = dots.multiply(queries, keys[g, first // 16 : (first + width) // 16])
+        for h in range(shared):
+            for j in range(n):
+                p[j] = np.float32(scores[h, skipped + j])
+            _softmax(p, steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
+                     mantissas, weights)  # fmt: skip
+            whole[h] = _split(p, limbs[2 * h, skipped:], limbs[2 * h + 1, skipped:])
+        sums = dots.weigh(limbs, values[g, first // 4 : (first + width) // 4])
+        for h in range(shared):
+            for d in range(head_dim):
+                total = np.int32(256) * sums[2 * h, d] + sums[2 * h + 1, d]
+                if whole[h] >= 0:
+                    j = start + whole[h]
+                    total += np.int32(values[g, j // 4, d, j % 4])
+                out[g * shared + h, d] = np.float32(total) * (bound * _P_UNIT)
 
 
 @compiled
@@ -465,22 +585,25 @@ def _attention_rows(
     score_scale: np.float32,
     mantissas: np.ndarray,
     heads: int,
+    head_dim: int,
+    first: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`kept` is one layer of a Cache's arrays, which hold `base` tokens."""
+    """`kept` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
+    the first of these rows, in the order of streams and then of tokens."""
     keys, values, steps, scales = kept
-    streams, head_dim, count = len(keys), keys.shape[2], len(cos)
+    count = len(cos)
     q = np.empty((len(total), heads * head_dim), dtype=np.int8)
     out_scales = np.empty(len(total), dtype=np.float32)
     y = np.empty(total.shape[1], dtype=np.float32)
     out = np.empty((heads, head_dim), dtype=np.float32)
-    for s in range(streams):
-        for t in range(count):
-            r, at = s * count + t, base + t
-            _scaled(total[r], row_scales[r], weight_scale, y)
-            _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
-                           scales[s], max(0, at + 1 - window), at, score_scale, mantissas, heads,
-                           out)  # fmt: skip
-            out_scales[r] = _quantise(out.reshape(-1), q[r])
+    for r in range(len(total)):
+        s, t = (first + r) // count, (first + r) % count
+        at = base + t
+        _scaled(total[r], row_scales[r], weight_scale, y)
+        _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
+                       scales[s], max(0, at + 1 - window), at, score_scale, mantissas, heads,
+                       out)  # fmt: skip
+        out_scales[r] = _quantise(out.reshape(-1), q[r])
     return q, out_scales
 
 
@@ -521,7 +644,9 @@ def _final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.nd
 
 @compiled
 def _multiplied(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """int8 [R, K] · int8 [N, K]ᵀ → int32 [R, N]."""
+    """int8 [R, K] · int8 [N, K]ᵀ, or packed weights → int32 [R, N]."""
+    if weight.ndim == 3:  # known when this is compiled
+        return dots.multiply(q, weight)
     total = np.empty((len(q), len(weight)), dtype=np.int32)
     for n in range(len(weight)):
         w = weight[n]
@@ -540,26 +665,27 @@ def _step(
     norms: tuple[np.ndarray, np.ndarray, np.ndarray],
     weights: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     weight_scales: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    constants: tuple[np.float32, np.float32, np.ndarray, np.ndarray],
+    constants: tuple[np.float32, np.float32, np.ndarray, np.ndarray, int, int],
     cos: np.ndarray,
     sin: np.ndarray,
     kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     base: int,
     window: int,
 ) -> np.ndarray:
-    """All layers for a few rows; what `FusedLlama.forward` does for many."""
-    epsilon, score_scale, mantissas, gate = constants
-    heads = weights[1].shape[2] // kept[0].shape[3]
+    """All layers; what `FusedLlama.forward` does else with torch's products."""
+    epsilon, score_scale, mantissas, gate, heads, head_dim = constants
     for i in range(len(norms[0])):
-        q, s = _normed_rows(x, norms[0][i], epsilon)
-        total = _multiplied(q, weights[0][i])
         here = (kept[0][i], kept[1][i], kept[2][i], kept[3][i])
-        q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, here, base, window,
-                               score_scale, mantissas, heads)  # fmt: skip
-        _add_rows(x, _multiplied(q, weights[1][i]), s, weight_scales[1][i])
-        q, s = _normed_rows(x, norms[1][i], epsilon)
-        q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate)
-        _add_rows(x, _multiplied(q, weights[3][i]), s, weight_scales[3][i])
+        for first in range(0, len(x), _BLOCK):
+            part = x[first : first + _BLOCK]
+            q, s = _normed_rows(part, norms[0][i], epsilon)
+            total = _multiplied(q, weights[0][i])
+            q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, here, base, window,
+                                   score_scale, mantissas, heads, head_dim, first)  # fmt: skip
+            _add_rows(part, _multiplied(q, weights[1][i]), s, weight_scales[1][i])
+            q, s = _normed_rows(part, norms[1][i], epsilon)
+            q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate)
+            _add_rows(part, _multiplied(q, weights[3][i]), s, weight_scales[3][i])
     return _final_rows(x, norms[2], epsilon)
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
-_WORTH_CORES = 1 << 14  # activations
+_WORTH_CORES = 1 << 14  # activations,
+_WORTH_CORES_WHOLE = 4  # or rows, where a step is one call
 
 # levels of activations, and of queries, keys and values; square roots
 ARITHMETIC = {
@@ -64,6 +65,8 @@ class ExactPredictor:
     def cores(self, rows: int) -> int:
         # below some 16,000 activations calling an operation takes longer than computing it
         worth = rows * self.model.outline.hidden_size >= _WORTH_CORES
+        if isinstance(self.model, FusedLlama) and self.model.whole:
+            worth = rows >= _WORTH_CORES_WHOLE
         return torch.get_num_threads() if worth and self.model.device.type == "cpu" else 1
 
 

@@ -72,10 +72,10 @@ def run(given: argparse.Namespace) -> None:
     if given.start is not None and processes.is_main_process and not checkpoint.exists():
         shutil.copyfile(given.start, checkpoint)
     processes.wait_for_everyone()
-    network = None
+    begun = None
     if given.grow is not None and given.start is None:
-        network = model.build(settings)
-        grow.grow(given.grow, network)
+        begun = model.build(settings)
+        grow.grow(given.grow, begun)
     results = given.results or given.work
     out = given.out or given.work / "export"
     network, progress = loop.train(
@@ -85,7 +85,7 @@ def run(given: argparse.Namespace) -> None:
         phase=given.phase,
         resume=given.resume or given.start is not None,
         log=results / "loss.jsonl",
-        network=network,
+        network=begun,
     )
     if not processes.is_main_process:
         return
