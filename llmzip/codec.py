@@ -12,7 +12,7 @@ import json
 import lzma
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -181,7 +181,6 @@ def _code_step(
     columns = columns_of(row)
     memory.weigh_columns(columns, row)
     ids: np.ndarray = row * columns_a_row + turn.code(columns)
-    memory.learn(ids)
     return ids
 
 
@@ -256,7 +255,7 @@ class FrameCodec:
                 turn.known = [column[:n], row[:n]]
                 if memory is not None:
                     memory.turn_to(step)
-                _code_step(
+                ids = _code_step(
                     turn,
                     rows[:n],
                     lambda _, c=columns[:n]: c,  # type: ignore[misc]
@@ -264,6 +263,8 @@ class FrameCodec:
                     known[:n],
                     self.layout.columns,
                 )
+                if memory is not None:
+                    memory.learn(ids)
                 report.done((step + 1) / len(table))
 
     def decode(self, frame: container.Frame, progress: Progress) -> bytes:
@@ -286,34 +287,34 @@ class FrameCodec:
         with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
-            before: list[np.ndarray | None] = [None] * len(parts)
             remembered = self._new_memory(frame.streams, steps)
+            coming = team.start(self._advance, runs, [None] * len(parts))
             for step in range(steps):
                 candidates = remembered.recall() if remembered is not None else no_candidates
-                asked = [candidates[part] for part in parts]
-                results = team.each(self._advance, runs, before, asked)
-                weights, known = zip(*results, strict=True)
+                weights = team.results(coming)
                 n = last if step == steps - 1 else frame.streams
 
-                def columns_of(
-                    row: np.ndarray, weights: tuple[Weights, ...] = weights
-                ) -> np.ndarray:
+                def columns_of(row: np.ndarray, weights: Sequence[Weights] = weights) -> np.ndarray:
                     chosen = [w.columns(row[p]) for w, p in zip(weights, parts, strict=True)]
                     return np.concatenate(chosen)
 
-                table[step, :n] = _code_step(
+                table[step, :n] = ids = _code_step(
                     turn,
                     np.concatenate([w.rows() for w in weights])[:n],
                     columns_of,
                     remembered,
-                    np.concatenate(known)[:n],
+                    np.concatenate(
+                        [w.of(candidates[p]) for w, p in zip(weights, parts, strict=True)]
+                    )[:n],
                     self.layout.columns,
                 )
-                if int(table[step, :n].max()) >= self.layout.size:
+                if int(ids.max()) >= self.layout.size:
                     raise CorruptArchive("the archive holds a token beyond the vocabulary")
-                before = [table[step, part] for part in parts]
+                if step < steps - 1:  # the next step, while the memory learns from this one
+                    coming = team.start(self._advance, runs, [ids[part] for part in parts])
                 if remembered is not None:
-                    remembered.observe(table[step, :n])
+                    remembered.learn(ids)
+                    remembered.observe(ids)
                 report.done((step + 1) / steps)
         decoder.finish()
         return self.tokens.decode(_gather(table, last))
@@ -323,16 +324,12 @@ class FrameCodec:
             return None
         return _Memory(self.memory, streams, steps, self.layout.columns, self._kinds)
 
-    def _advance(
-        self, run: Run, ids: np.ndarray | None, candidates: np.ndarray
-    ) -> tuple[Weights, np.ndarray]:
-        """Each stream's last id (None at the start) → weights of the next, and those of
-        candidates [S, K]."""
+    def _advance(self, run: Run, ids: np.ndarray | None) -> Weights:
+        """Each stream's last id (None at the start) → weights of the next."""
         import torch
 
         logits = run.first() if ids is None else run.step(torch.from_numpy(self._shown(ids)))
-        weights = self.layout.weights(logits)
-        return weights, weights.of(candidates)
+        return self.layout.weights(logits)
 
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""

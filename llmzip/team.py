@@ -60,14 +60,18 @@ class Team:
         self._pool.shutdown()
         torch.set_num_threads(self._before)
 
-    def each(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
-        """`work` on each part's arguments, at the same time."""
-        if len(self.parts) == 1:
-            return [work(*(values[0] for values in arguments))]
-        waiting: list[Future[T]] = [
-            self._pool.submit(work, *values) for values in zip(*arguments, strict=True)
-        ]
-        return [future.result() for future in waiting]
+    def start(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[Future[T]]:
+        """Begin `work` on each part's arguments; `results` waits for all of it."""
+        started: list[Future[T]]
+        if len(self.parts) > 1:
+            started = [self._pool.submit(work, *values) for values in zip(*arguments, strict=True)]
+        else:  # handing it over would take longer than doing it
+            started = [Future()]
+            started[0].set_result(work(*(values[0] for values in arguments)))
+        return started
+
+    def results(self, started: list[Future[T]]) -> list[T]:
+        return [future.result() for future in started]
 
     def together(self, iterables: Iterable[Iterable[T]]) -> Iterator[tuple[T, ...]]:
         """zip(*iterables), each of them computed ahead in a thread of its own."""

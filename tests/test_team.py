@@ -31,18 +31,18 @@ def test_parts_cover_the_streams(streams: int, cores: int, sizes: list[int]) -> 
 
 def test_cores_are_divided_among_the_parts() -> None:
     with Team(2, 2) as team:
-        assert team.each(lambda _: torch.get_num_threads(), [0, 1]) == [1, 1]
+        assert team.results(team.start(lambda _: torch.get_num_threads(), [0, 1])) == [1, 1]
     with Team(1, 2) as team:
-        assert team.each(lambda _: torch.get_num_threads(), [0]) == [2]
+        assert team.results(team.start(lambda _: torch.get_num_threads(), [0])) == [2]
 
 
-def test_each_keeps_the_order() -> None:
+def test_results_keep_the_order() -> None:
     def work(wait: float, name: str) -> str:
         time.sleep(wait)
         return name
 
     with Team(2, 2) as team:
-        assert team.each(work, [0.05, 0.0], ["slow", "quick"]) == ["slow", "quick"]
+        assert team.results(team.start(work, [0.05, 0.0], ["slow", "quick"])) == ["slow", "quick"]
 
 
 def test_together_is_zip_however_slow_the_reader() -> None:
@@ -63,7 +63,7 @@ def test_errors_come_out_and_threads_end() -> None:
     with pytest.raises(KeyError, match="a reason"), Team(2, 2) as team:
         list(team.together([range(10_000), fails()]))
     with pytest.raises(ZeroDivisionError), Team(2, 2) as team:
-        team.each(lambda x: 1 // x, [1, 0])
+        team.results(team.start(lambda x: 1 // x, [1, 0]))
 
 
 def test_whoever_stops_listening_is_not_waited_for() -> None:

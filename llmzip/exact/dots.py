@@ -37,7 +37,7 @@ def available() -> bool:
 def fits(weight: np.ndarray) -> bool:
     """Whether int8 weights [N, K] can be packed."""
     outputs, inputs = weight.shape
-    return outputs % MULTIPLE == 0 and inputs % 4 == 0
+    return bool(outputs % MULTIPLE == 0 and inputs % 4 == 0)
 
 
 def packed(weight: np.ndarray) -> np.ndarray:
