@@ -176,10 +176,10 @@ def _weigh(
         out[len(row) : size] = _ESCAPE_WEIGHT
         out[size:] = 1
         for r in range(sums.shape[1]):
-            total = np.int64(0)
-            for i in range(r * columns, (r + 1) * columns):
-                total += out[i]
-            sums[s, r] = total
+            part, high, low = out[r * columns : (r + 1) * columns], np.int32(0), np.int32(0)
+            for i in range(columns):  # in halves, which are added as quickly again
+                high, low = high + (part[i] >> 15), low + (part[i] & 32767)
+            sums[s, r] = (np.int64(high) << 15) + low
     return True
 
 

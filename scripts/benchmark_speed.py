@@ -21,17 +21,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import llmzip
 from llmzip import codec, coder, frequencies, models, predictor, tokens
 from llmzip.bench import circumstances
-from llmzip.exact import fused, ops
+from llmzip.compiled import compiled
+from llmzip.exact import dots, ops
 from llmzip.exact.fused import FusedLlama
+from llmzip.exact.llama import Architecture
 from llmzip.predictor import exact
 from llmzip.team import Team
 
 STREAMS = (1, 4, 16, 64, 256)
+_REPEATS = 100
 _PIECE = 1_000_000  # bytes of text that rooflines and stages are taken on
 _TOOLS = {  # compress INPUT to OUTPUT, and back
     "llmzip": (["-m", "llmzip.cli", "compress", "IN", "-o", "OUT"],
@@ -69,33 +73,75 @@ def roofline(name: str) -> dict[str, Any]:
         (a.intermediate_size, a.hidden_size),
     ]
     shapes = [(*shape, a.layers) for shape in layer] + [(a.hidden_size, a.vocab_size, 1)]
+    own = [_own(*shape) for shape in shapes] if model.whole else []
     # scores and mixed values of a full window, the heads that share keys as rows
     shapes += [(a.head_dim, window, a.layers * a.heads), (window, a.head_dim, a.layers * a.heads)]
+    own += [seconds / a.heads for seconds in _own_attention(a, window)] if model.whole else []
     rows, entries, seconds = exact.FORWARD_ROWS, [], 0.0
-    for inner, outer, times in shapes:
+    for i, (inner, outer, times) in enumerate(shapes):
         x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
         took = _best(lambda x=x, weight=weight: x @ weight.T) / rows  # type: ignore[misc]
         seconds += took * times
-        gflops = 2 * inner * outer / took / 1e9
-        entries.append({"in": inner, "out": outer, "times": times, "sgemm_gflops": gflops})
+        entries.append(
+            {"in": inner, "out": outer, "times": times, "sgemm_gflops": _gflops(inner, outer, took)}
+        )
+        if own:
+            entries[-1]["own_gflops_a_thread"] = _gflops(inner, outer, own[i])
     flops = sum(2 * e["in"] * e["out"] * e["times"] for e in entries)
     return {
         "flops_a_token": flops,
         "sgemm_seconds_a_token": seconds,
+        "products_seconds_a_token": sum(t * e["times"] for t, e in zip(own, entries, strict=False)),
         "threads": torch.get_num_threads(),
         "shapes": entries,
     }
 
 
+def _gflops(inner: int, outer: int, seconds: float) -> float:
+    return 2 * inner * outer / seconds / 1e9
+
+
+def _own(inner: int, outer: int, times: int, rows: int = 64) -> float:
+    """Seconds a row of the products that are compiled here, on one thread."""
+    weight = dots.packed(np.full((outer, inner), 3, dtype=np.int8))
+    q = np.full((rows, inner), 5, dtype=np.int8)
+    return _best(lambda: _multiplied(_REPEATS, q, weight)) / rows / _REPEATS
+
+
+def _own_attention(a: Architecture, window: int) -> tuple[float, float]:
+    """The same of scores, and of mixed values: seconds a token and layer."""
+    shared = a.heads // a.kv_heads
+    queries = np.ones((shared, a.head_dim), dtype=np.int8)
+    keys = np.ones((window // 16, a.head_dim // 4, 64), dtype=np.uint8)
+    p = np.ones((2 * shared, window), dtype=np.uint8)
+    values = np.ones((window // 4, a.head_dim, 4), dtype=np.int8)
+    return (
+        a.kv_heads * _best(lambda: _multiplied(_REPEATS, queries, keys)) / _REPEATS,
+        a.kv_heads * _best(lambda: _weighed(_REPEATS, p, values)) / _REPEATS,
+    )
+
+
+# as a call from Python takes longer than some of these products
+
+
+@compiled
+def _multiplied(times: int, q: np.ndarray, weight: np.ndarray) -> None:
+    for _ in range(times):
+        dots.multiply(q, weight)
+
+
+@compiled
+def _weighed(times: int, p: np.ndarray, values: np.ndarray) -> None:
+    for _ in range(times):
+        dots.weigh(p, values)
+
+
 # -- how long each stage takes --------------------------------------------------------------------
 
 _STAGES: list[tuple[Any, str, str]] = [
-    (ops.Linear, "product", "products"),
-    (fused, "_multiplied", "products"),
-    (fused, "_attention_rows", "attention"),
-    (fused, "_step", "model, steps of few rows"),
-    (FusedLlama, "forward", "model, the rest"),
-    (FusedLlama, "logits", "model, the rest"),
+    (ops.Linear, "product", "products by torch"),
+    (FusedLlama, "forward", "layers"),
+    (FusedLlama, "logits", "vocabulary head"),
     (frequencies.Layout, "weights", "frequencies"),
     (codec._Memory, "recall", "memory"),
     (codec._Memory, "recall_all", "memory"),
@@ -138,8 +184,9 @@ def timed() -> Iterator[dict[str, float]]:
             setattr(owner, name, function)
 
 
-def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Direction → stage → share of the time, on one thread."""
+def stages(content: bytes, options: dict[str, Any], products: float) -> dict[str, dict[str, float]]:
+    """Direction → stage → share of the time, on one thread. `products`: seconds a token of those
+    that are compiled with the layers and the head; their share is of both."""
     threads, found = torch.get_num_threads(), {}
     torch.set_num_threads(1)  # so that no thread computes ahead while another is timed
     archive = llmzip.compress(content, **options)
@@ -153,7 +200,13 @@ def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float
             _alone(work)
         took = time.perf_counter() - start
         shares = {stage: seconds / took for stage, seconds in sorted(spent.items())}
-        found[way] = {**shares, "the rest": 1 - sum(shares.values()), "seconds": took}
+        count = len(_tokens(options["model"]).encode(content))
+        found[way] = {
+            **shares,
+            "the rest": 1 - sum(shares.values()),
+            "seconds": took,
+            "products within": products * count / took,
+        }
     torch.set_num_threads(threads)
     return found
 
@@ -282,7 +335,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     left.set_ylim(bottom=0)
     bars = [(m, w, s) for m, e in report["models"].items() for w, s in e["stages"].items()]
-    names = sorted({stage for _, _, shares in bars for stage in shares} - {"seconds"})
+    names = sorted(
+        {stage for _, _, shares in bars for stage in shares} - {"seconds", "products within"}
+    )
     base = [0.0] * len(bars)
     for i, stage in enumerate(names):
         heights = [100 * shares.get(stage, 0) for _, _, shares in bars]
@@ -321,7 +376,9 @@ def main() -> None:
         print({k: v for k, v in roof.items() if k != "shapes"}, flush=True)
         report["models"][name] = {
             "roofline": roof,
-            "stages": stages(content[: len(content) // 3], options),
+            "stages": stages(
+                content[: len(content) // 3], options, roof["products_seconds_a_token"]
+            ),
             "streams": sweep(content, options, roof["sgemm_seconds_a_token"]),
         }
     report["processes"] = processes(content, list(_TOOLS))
