@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--codecs", help="names, by commas (default: all that are installed)")
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="of a file")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     arguments = parser.parse_args()
     report = bench.compare(
@@ -33,6 +34,7 @@ def main() -> None:
         models=arguments.model,
         rivals=arguments.codecs.split(",") if arguments.codecs else None,
         repeat=arguments.repeat,
+        exclude=arguments.exclude,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = arguments.out / "benchmarks.json"

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from llmzip.codec import Options
 
 
-def find_files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(category, file): of folders all files below that are neither hidden nor empty, their
-    category the folder that they are in; of files given by themselves "". Raises OSError."""
+def find_files(paths: Sequence[Path], exclude: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
+    """(category, file): of folders all files below that are neither hidden nor empty nor excluded
+    by name, their category the folder that they are in; of files given by themselves "". Raises
+    OSError."""
     for path in paths:
         if not path.is_dir():
             path.stat()
@@ -34,7 +35,8 @@ def find_files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
             continue
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if file.is_file() and not hidden and file.stat().st_size:
+            left_out = hidden or file.name in exclude
+            if file.is_file() and not left_out and file.stat().st_size:
                 yield file.resolve().parent.name, file
 
 
@@ -45,17 +47,19 @@ def compare(
     models: Sequence[str] = (),
     rivals: Sequence[str] | None = None,
     repeat: int = 1,
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Seconds are medians of `repeat` runs, models loaded before; memory is that of the whole
     process, Python's own 15 MB and loaded libraries included. Raises LlmzipError, OSError.
 
-    `rivals`: names of codecs or their first words; None: all that are installed.
+    `rivals`: names of codecs or their first words; None: all that are installed. `exclude`: names
+    of files in folders to leave out.
     """
     from tqdm import tqdm
 
     from llmzip import models as store
 
-    files = list(find_files(paths))
+    files = list(find_files(paths, exclude))
     if not files:
         raise LlmzipError("no files to compare on")
     chosen = _chosen(rivals)
