@@ -2,10 +2,10 @@
 """How fast, in which stages, how near to the hardware, with how much memory; JSON and a plot.
 
 python scripts/benchmark_speed.py TEXT --out results/speed.json
-
 python scripts/benchmark_speed.py TEXT --peaks 1 5 9
 
-The first needs an otherwise idle machine, and some six minutes a model. `zpaq`, `xz` and `zstd` are run if they are installed.
+The first needs an otherwise idle machine, and some six minutes a model. `zpaq`, `xz` and `zstd`
+are run if they are installed.
 """
 
 from __future__ import annotations
@@ -368,7 +368,8 @@ def main() -> None:
     if arguments.peaks:
         report = json.loads(arguments.out.read_text())
         report["memory"] = peaks(text, arguments.peaks)
-        return write(report, arguments.out)
+        write(report, arguments.out)
+        return
     content = (text * (1 + arguments.bytes // len(text)))[: arguments.bytes]
     report = {
         **circumstances(codec.Options(device=arguments.device)),
