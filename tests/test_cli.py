@@ -128,7 +128,6 @@ def test_info_loads_no_torch(packed: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["squash", "x"],
         ["compress", "x.llmz"],
         ["decompress", "x.txt"],
