@@ -757,11 +757,13 @@ class FrameReader:
             self._codec = _for_reading(self._model, self._options)
         return self._codec
 
-    def content(self, frame: container.Frame) -> bytes:
-        """Raises CorruptArchive where it shows, and TooLong before more than max_length bytes
-        are decoded in all."""
+    def content(self, frame: container.Frame, offset: int | None = None) -> bytes:
+        """Raises CorruptArchive where it shows, and TooLong before what ends more than max_length
+        bytes from the start is decoded; `offset` is where it starts, after what was decoded so
+        far unless it is given."""
         limit = self._options.max_length
-        if limit is not None and self._length + frame.content_length > limit:
+        start = self._length if offset is None else offset
+        if limit is not None and start + frame.content_length > limit:
             raise TooLong(f"the archive holds more than {limit} bytes, the most that is allowed")
         if frame.kind == container.MODEL:
             content = self.prepare().decode(frame, self._progress)
@@ -776,6 +778,27 @@ class FrameReader:
         if frame.kind == container.MODEL:
             return self.prepare().costs(content, frame.streams, _silent)
         return stored_costs(content, frame)
+
+
+def costs(
+    content: bytes, options: Options, progress: Progress = _silent
+) -> tuple[list[bytes], np.ndarray]:
+    """What compressing `content` as one frame would spend: its tokens, and bits of each,
+    float64 [n]. Raises LlmzipError."""
+    codec = _for_writing(options)[1]
+    return codec.costs(content, options.streams, progress, options.stream_tokens)
+
+
+def archive_costs(
+    source: BinaryIO, options: Options, progress: Progress = _silent
+) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """The same of each frame of an archive, verified; of stored frames, of their lines."""
+    reader = container.Reader(source)
+    frames = FrameReader(reader.model, options, progress)
+    while (frame := reader.next_frame()) is not None:
+        content = frames.content(frame)
+        reader.accept(frame, content)
+        yield frames.costs(frame, content)
 
 
 class ArchiveReader:
@@ -810,7 +833,7 @@ class ArchiveReader:
         frame = self._reader.next_frame()
         if frame is None:
             return None
-        content = self._frames.content(frame)
+        content = self._frames.content(frame, self._reader.offset)
         self._reader.accept(frame, content)
         return content
 

@@ -2,8 +2,10 @@
 """How fast, in which stages, how near to the hardware, with how much memory; JSON and a plot.
 
 python scripts/benchmark_speed.py TEXT --out results/speed.json
+python scripts/benchmark_speed.py TEXT --peaks 1 5 9
 
-Needs an otherwise idle machine. `zpaq`, `xz` and `zstd` are run if they are installed.
+The first needs an otherwise idle machine, and some six minutes a model. `zpaq`, `xz` and `zstd`
+are run if they are installed.
 """
 
 from __future__ import annotations
@@ -358,12 +360,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(models.EMBEDDED))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bytes", type=int, default=_PIECE, help="of the text")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 5, 10], help="MB, of memory")
+    parser.add_argument("--peaks", type=int, nargs="+", metavar="MB", help="measure the peak "
+                        "memory for these sizes alone, and add it to the report")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
     arguments = parser.parse_args()
     text = arguments.text.read_bytes()
+    if arguments.peaks:
+        report = json.loads(arguments.out.read_text())
+        report["memory"] = peaks(text, arguments.peaks)
+        write(report, arguments.out)
+        return
     content = (text * (1 + arguments.bytes // len(text)))[: arguments.bytes]
-    report: dict[str, Any] = {
+    report = {
         **circumstances(codec.Options(device=arguments.device)),
         "text": arguments.text.name,
         "bytes": len(content),
@@ -382,13 +390,24 @@ def main() -> None:
             "streams": sweep(content, options, roof["sgemm_seconds_a_token"]),
         }
     report["processes"] = processes(content, list(_TOOLS))
-    report["memory"] = []
-    for size in arguments.sizes:
-        piece = (text * (1 + size * 1_000_000 // len(text)))[: size * 1_000_000]
-        report["memory"].append(processes(piece, ["llmzip"])["llmzip"])
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, arguments.out.with_suffix(".png"))
+    write(report, arguments.out)
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, path.with_suffix(".png"))
+
+
+def peaks(text: bytes, sizes: list[int]) -> list[dict[str, Any]]:
+    """Peak memory by size of input, in MB; needs no idle machine."""
+    found = []
+    for size in sizes:
+        if size * 1_000_000 > len(text):
+            raise SystemExit(f"the text is shorter than {size} MB")
+        run = processes(text[: size * 1_000_000], ["llmzip"])["llmzip"]
+        found.append({"bytes": run["bytes"], **{k: v for k, v in run.items() if "peak" in k}})
+    return found
 
 
 if __name__ == "__main__":

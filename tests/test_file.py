@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -319,3 +320,18 @@ def test_an_archive_whose_writing_failed_is_not_completed(tmp_path: Path) -> Non
     archive.close()
     with pytest.raises(llmzip.TruncatedArchive):
         llmzip.decompress(sink.getvalue(), model=str(TINY))
+
+
+def test_max_length_counts_no_frame_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.llmz"
+    frames = [os.urandom(500) for _ in range(4)]
+    with llmzip.open(path, "w", options=llmzip.Options(frame_size=500)) as archive:
+        archive.write(b"".join(frames))
+    with llmzip.open(path, options=llmzip.Options(max_length=2000)) as archive:
+        for start in (1500, 0, 1500, 500, 1000, 0):
+            archive.seek(start)
+            assert archive.read(500) == frames[start // 500]
+    with llmzip.open(path, options=llmzip.Options(max_length=1999)) as archive:
+        assert archive.read(1500) == b"".join(frames[:3])
+        with pytest.raises(llmzip.TooLong):
+            archive.read(1)

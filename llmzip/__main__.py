@@ -1,0 +1,7 @@
+"""python -m llmzip"""
+
+import sys
+
+from llmzip.cli import main
+
+sys.exit(main())

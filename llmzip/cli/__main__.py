@@ -1,0 +1,7 @@
+"""python -m llmzip.cli"""
+
+import sys
+
+from llmzip.cli import main
+
+sys.exit(main())

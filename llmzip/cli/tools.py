@@ -1,0 +1,93 @@
+"""bench, pack, unpack, train, completion: what goes beyond archives."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from llmzip.cli.files import options_of
+from llmzip.cli.usage import UsageError
+from llmzip.errors import LlmzipError
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from llmzip import bench as benchmark
+    from llmzip.bench import report as forms
+
+    if arguments.repeat < 1:
+        raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
+    rivals = None if arguments.codecs is None else [c for c in arguments.codecs.split(",") if c]
+    report = benchmark.compare(
+        arguments.files,
+        options_of(arguments),
+        models=arguments.models,
+        rivals=rivals,
+        repeat=arguments.repeat,
+    )
+    print(f"{benchmark.table(report)}\n\n{forms.summary_table(report)}")
+    for path in (arguments.json, arguments.csv, arguments.markdown, arguments.plot):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as sink:
+            benchmark.write_csv(report, sink)
+    if arguments.markdown:
+        arguments.markdown.write_text(forms.markdown(report))
+    if arguments.plot:
+        benchmark.plot(report, arguments.plot)
+    return 0 if all(result["restored"] for result in report["results"]) else 1
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    from llmzip import models
+    from llmzip import pack as packing
+    from llmzip.file import replacing
+
+    path = Path(arguments.weights)
+    if not path.is_file():
+        files = models.shipped(arguments.weights)
+        path = files[-1]
+        if len(files) > 3 or path.suffix != ".safetensors":
+            raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")
+    with path.open("rb") as source, replacing(arguments.output, overwrite=arguments.force) as sink:
+        packing.pack(source, sink)
+        sizes = source.tell(), sink.tell()
+    print(f"{sizes[0]:,} → {sizes[1]:,} bytes", file=sys.stderr)
+
+
+def unpack(arguments: argparse.Namespace) -> None:
+    from llmzip import pack as packing
+    from llmzip.file import replacing
+
+    with (
+        arguments.packed.open("rb") as source,
+        replacing(arguments.output, overwrite=arguments.force) as sink,
+    ):
+        packing.unpack(source, sink)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from llmzip import models
+    from llmzip.train import domain
+
+    for path in arguments.texts:
+        path.stat()
+    base = arguments.base or models.DEFAULT
+    report = domain.train(arguments.texts, arguments.output, base, 60 * arguments.minutes)
+    print(json.dumps(report, indent=2))
+
+
+def completion(arguments: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError:
+        raise LlmzipError(
+            "completion is made by shtab, which is missing: pip install 'llmzip[completion]'"
+        ) from None
+    from llmzip.cli import parser
+
+    print(shtab.complete(parser.build()[0], shell=arguments.shell))
