@@ -124,6 +124,8 @@ def ways() -> dict[str, tuple[list[str], dict[str, str], str]]:
         variables = {} if kind == "best" else {"ATEN_CPU_CAPABILITY": kind}
         if kind == "default":
             variables["NUMBA_CPU_NAME"] = "generic"
+        if kind == "avx2":
+            variables |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
         for threads in ("1", "2"):
             name = f"{kind} instructions, {threads} thread{'s' if threads > '1' else ''}"
             found[name] = (here, {**variables, "OMP_NUM_THREADS": threads}, "cpu")
