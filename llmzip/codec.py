@@ -616,6 +616,54 @@ def find_model(
     return files
 
 
+class FrameWriter:
+    """Contents → frames, whose bytes depend on content and options alone; the model is loaded for
+    the first frame that stands to gain from it."""
+
+    def __init__(self, options: Options, progress: Progress | None = None) -> None:
+        self._options, self._progress = options, progress or _silent
+        self._model: tuple[container.ModelHeader, FrameCodec] | None = None
+
+    def header(self, frame: container.Frame) -> container.ModelHeader | None:
+        """What an archive begins with whose first frame is this one: no model if it needs none."""
+        return self._with_model()[0] if frame.kind == container.MODEL or not frame.last else None
+
+    def _with_model(self) -> tuple[container.ModelHeader, FrameCodec]:
+        if self._model is None:
+            self._model = _for_writing(self._options)
+        return self._model
+
+    def _model_fields(self, first: bool) -> int:
+        """Bytes that a model frame needs in the header and by itself, if it is the first."""
+        if not first:
+            return 0
+        header = self._with_model()[0]
+        texts = header.name.encode() + header.environment.encode() + header.certificate
+        return container.MODEL_FIELDS + len(texts)
+
+    def frame(self, content: bytes, *, first: bool, last: bool) -> container.Frame:
+        """The smallest of raw, zstd, LZMA and model, the latter only where it stands a chance.
+        Raises LlmzipError."""
+        stored = _stored(content, last)
+        if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
+            self._progress(len(content), len(stored.payload))
+            return stored
+        codec = self._with_model()[1]
+        if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
+            self._progress(len(content), len(stored.payload))
+            return stored
+        options = self._options
+        frame = codec.encode(content, options.streams, self._progress, options.stream_tokens)
+        if len(frame.payload) + self._model_fields(first) >= len(stored.payload):
+            self._progress(0, len(stored.payload) - len(frame.payload))
+            return stored
+        if (options.verify or options.same_environment) and codec.decode(frame, _silent) != content:
+            raise LlmzipError("verification failed: the frame does not decode to its content")
+        return container.Frame(
+            frame.kind, frame.content_length, frame.payload, frame.tokens, frame.streams, last
+        )
+
+
 class ArchiveWriter:
     """Compresses what is written to it, a frame at a time; `finish` completes the archive."""
 
@@ -623,10 +671,9 @@ class ArchiveWriter:
         self, sink: BinaryIO, options: Options | None = None, progress: Progress | None = None
     ) -> None:
         self._sink, self._options = sink, options or Options()
-        self._progress = progress or _silent
+        self._frames = FrameWriter(self._options, progress)
         self._buffer = bytearray()
         self._writer: container.Writer | None = None
-        self._model: tuple[container.ModelHeader, FrameCodec] | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Take `data` in; frames that are complete go to the sink."""
@@ -643,49 +690,14 @@ class ArchiveWriter:
         self._buffer.clear()
 
     def _write_frame(self, content: bytes, last: bool) -> None:
-        frame = self._best_frame(content, last)
+        first = self._writer is None
+        self.append(self._frames.frame(content, first=first, last=last), content)
+
+    def append(self, frame: container.Frame, content: bytes) -> None:
+        """Write a frame that a FrameWriter of the same options made of `content`."""
         if self._writer is None:
-            header = None
-            if frame.kind == container.MODEL or not last:
-                header = self._with_model()[0]
-            self._writer = container.Writer(self._sink, header)
+            self._writer = container.Writer(self._sink, self._frames.header(frame))
         self._writer.write(frame, content)
-
-    def _with_model(self) -> tuple[container.ModelHeader, FrameCodec]:
-        if self._model is None:
-            self._model = _for_writing(self._options)
-        return self._model
-
-    def _model_fields(self) -> int:
-        """Bytes that a model frame needs in the header and by itself, if it is the first."""
-        if self._writer is not None:
-            return 0
-        header = self._with_model()[0]
-        texts = header.name.encode() + header.environment.encode() + header.certificate
-        return container.MODEL_FIELDS + len(texts)
-
-    def _best_frame(self, content: bytes, last: bool) -> container.Frame:
-        """The smallest of raw, zstd and model, the latter only where it stands a chance."""
-        stored = _stored(content, last)
-        if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
-            self._progress(len(content), len(stored.payload))
-            return stored
-        codec = self._with_model()[1]
-        if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
-            self._progress(len(content), len(stored.payload))
-            return stored
-        options = self._options
-        frame = codec.encode(content, options.streams, self._progress, options.stream_tokens)
-        if len(frame.payload) + self._model_fields() >= len(stored.payload):
-            self._progress(0, len(stored.payload) - len(frame.payload))
-            return stored
-        if (self._options.verify or self._options.same_environment) and codec.decode(
-            frame, _silent
-        ) != content:
-            raise LlmzipError("verification failed: the frame does not decode to its content")
-        return container.Frame(
-            frame.kind, frame.content_length, frame.payload, frame.tokens, frame.streams, last
-        )
 
 
 def _silent(content: int, coded: int) -> None:

@@ -25,6 +25,7 @@ STAGES = {
     "file": 10,
     "incremental": 10,
     "salvage": 10,
+    "parallel": 10.5,
     "fsspec": 11,
     "__init__": 11,
     "bench": 12,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import llmzip
 from llmzip import container
+from llmzip.cli import corpus
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive, LlmzipError
 
@@ -100,6 +101,8 @@ def compress(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path}: has the suffix {container.SUFFIX} already; use -o or -c")
         return path.parent / (path.name + container.SUFFIX)
 
+    if corpus.is_wanted(arguments):
+        return corpus.run(arguments, options, name, compressing=True)
     return _transform_all(arguments, transform, name, compressing=True)
 
 
@@ -119,6 +122,10 @@ def decompress(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path}: has no suffix {container.SUFFIX}; use -o or -c")
         return path.with_suffix("")
 
+    if corpus.is_wanted(arguments):
+        if arguments.salvage:
+            raise UsageError("--salvage takes one archive after the other")
+        return corpus.run(arguments, options, name, compressing=False)
     return _transform_all(arguments, transform, name, compressing=False)
 
 
@@ -327,10 +334,15 @@ def test(arguments: argparse.Namespace) -> int:
             print(f"{name}: ok, {length} bytes")
         return True
 
-    names = expand(arguments.files, arguments.recursive, archives=True)
-    failed = [attempt(name, one) for name in names]
+    names = list(expand(arguments.files, arguments.recursive, archives=True))
+    if arguments.workers > 1:
+        failed = [not whole for whole in corpus.test_all(names, arguments)]
+    else:
+        failed = [attempt(name, one) for name in names]
     if arguments.json:
         print(json.dumps(found, indent=2))
+    for folder in filter(os.path.isdir, arguments.files):
+        failed += [attempt(folder, corpus.verify)]
     return int(any(failed))
 
 

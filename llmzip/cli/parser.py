@@ -77,11 +77,15 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_decompression(sub)
     _add_model(sub)
 
+    for sub in (commands.choices["compress"], commands.choices["decompress"]):
+        _add_many(sub)
+
     sub = command("test", files.test, "verify archives, writing nothing; of damaged ones tell "
                   "what is lost")  # fmt: skip
     _add_files(sub)
     _add_limits(sub)
     _add_model(sub)
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help=_WORKERS)
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument(
         "-f", "--force", action="store_true", help="try archives of other environments"
@@ -174,6 +178,7 @@ def _flat() -> argparse.ArgumentParser:
     _add_output(parser)
     _add_compression(parser)
     _add_decompression(parser)
+    _add_many(parser)
     _add_model(parser)
     return parser
 
@@ -226,6 +231,17 @@ def _add_decompression(parser: argparse.ArgumentParser) -> None:
     _add_limits(parser)
     parser.add_argument("--salvage", action="store_true", help="of a damaged archive write what is "
                         "whole, one piece after the other, and tell what is missing")  # fmt: skip
+
+
+_WORKERS = "processes that share the work (default: 1)"
+
+
+def _add_many(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="folder for the outputs, in which folders of "
+                        "the input are mirrored, with a manifest")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=_WORKERS)
+    parser.add_argument("--resume", action="store_true", help="skip what is there already, and go "
+                        "on with what an interrupted run has begun")  # fmt: skip
 
 
 _DOWNLOAD = "let an archive have the hub model fetched that it names"

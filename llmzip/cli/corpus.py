@@ -1,0 +1,184 @@
+"""Many files at once: workers, ranks, folders of outputs and their manifest."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmzip import container
+from llmzip.cli.usage import UsageError
+from llmzip.errors import CorruptArchive
+
+if TYPE_CHECKING:
+    from llmzip.codec import Options
+    from llmzip.parallel import Job
+
+MANIFEST = "llmzip-manifest.tsv"
+_COLUMNS = "archive\tcontent_bytes\tarchive_bytes\tblake2b"
+
+
+def is_wanted(arguments: argparse.Namespace) -> bool:
+    """Whether the work is shared, or goes to a folder."""
+    ranks = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return bool(arguments.out or arguments.workers > 1 or arguments.resume or ranks)
+
+
+def run(
+    arguments: argparse.Namespace,
+    options: Options,
+    name: Callable[[Path], Path],
+    *,
+    compressing: bool,
+) -> int:
+    """compress or decompress; the targets are named by `name`."""
+    from llmzip import parallel
+
+    if arguments.workers < 1:
+        raise UsageError(f"{arguments.workers} workers; at least 1 is needed")
+    if arguments.stdout or arguments.output or "-" in arguments.files:
+        raise UsageError("work that is shared goes from files to files: no -c, -o, stdin")
+    here = parallel.place()
+    if here.size > 1 and options.device == "cuda":
+        options = replace(options, device=f"cuda:{here.local_rank}")
+    jobs = []
+    failed = False
+    for job in _jobs(arguments, name, compressing):
+        if arguments.resume and job.target.exists():
+            continue
+        if job.target.exists() and not options.force:
+            failed = True
+            if here.rank == 0:
+                print(f"llmzip: {job.target}: exists already; -f overwrites it, --resume skips it",
+                      file=sys.stderr)  # fmt: skip
+            continue
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        jobs.append(job)
+    with _bar(jobs, arguments, here.rank) as progress:
+
+        def finished(job: Job) -> None:
+            if arguments.verbose:
+                print(f"{job.source} → {job.target}", file=sys.stderr)
+
+        parallel.run(jobs, options, decode=not compressing, workers=arguments.workers, here=here,
+                     finished=finished, progress=progress)  # fmt: skip
+    if here.rank == 0:
+        if arguments.out and compressing:
+            write_manifest(Path(arguments.out))
+        for job in jobs if arguments.rm else ():
+            job.source.unlink()
+    return int(failed)
+
+
+def _jobs(
+    arguments: argparse.Namespace, name: Callable[[Path], Path], compressing: bool
+) -> Iterator[Job]:
+    from llmzip.cli.files import expand
+    from llmzip.parallel import Job
+
+    for given in arguments.files:
+        for found in expand([given], arguments.recursive, archives=not compressing):
+            if os.path.isdir(found):
+                raise IsADirectoryError(0, "is a directory; -r goes into it", found)
+            source = Path(found)
+            target = name(source)
+            if arguments.out:
+                root = given if os.path.isdir(given) else os.path.dirname(found)
+                target = Path(arguments.out, os.path.relpath(target, root or "."))
+            yield Job(source, target)
+
+
+@contextlib.contextmanager
+def _bar(
+    jobs: Sequence[Job], arguments: argparse.Namespace, rank: int
+) -> Iterator[Callable[[int], None]]:
+    if arguments.quiet or rank or not (arguments.progress or sys.stderr.isatty()):
+        yield lambda content: None
+        return
+    from tqdm import tqdm
+
+    total = sum(job.source.stat().st_size for job in jobs)
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+        yield lambda content: bar.update(content) and None
+
+
+def write_manifest(folder: Path) -> None:
+    """Of all archives in a folder: sizes, and BLAKE2b-16 digests."""
+    from llmzip.file import replacing
+
+    lines = [_COLUMNS]
+    for path in _archives(folder):
+        lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_facts(path)))))
+    with replacing(folder / MANIFEST, overwrite=True) as sink:
+        sink.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def _archives(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob(f"*{container.SUFFIX}") if path.is_file())
+
+
+def _facts(path: Path) -> tuple[int, int, str]:
+    """Bytes of content by the lengths of frames, bytes of the archive, digest."""
+    hasher = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            hasher.update(part)
+        file.seek(0)
+        reader = container.Reader(file)
+        while reader.hop():
+            pass
+    return reader.offset, path.stat().st_size, hasher.hexdigest()
+
+
+def verify(name: str) -> None:
+    """A folder against its manifest, if it has one. Raises CorruptArchive."""
+    folder = Path(name)
+    if not (folder / MANIFEST).is_file():
+        return
+    head, *lines = (folder / MANIFEST).read_text().splitlines()
+    if head != _COLUMNS:
+        raise CorruptArchive(f"{MANIFEST} is no manifest of llmzip")
+    told = {line.split("\t")[0]: tuple(line.split("\t")[1:]) for line in lines}
+    there = {path.relative_to(folder).as_posix(): path for path in _archives(folder)}
+    flaws = [f"{missing} is missing" for missing in told.keys() - there.keys()]
+    flaws += [f"{extra} is not in the manifest" for extra in there.keys() - told.keys()]
+    for known in told.keys() & there.keys():
+        try:
+            same = tuple(map(str, _facts(there[known]))) == told[known]
+        except CorruptArchive:
+            same = False
+        if not same:
+            flaws.append(f"{known} is not what the manifest says")
+    if flaws:
+        raise CorruptArchive("; ".join(sorted(flaws)))
+
+
+def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bool]:
+    """Each archive tested by a process of its own, several at a time; whether it is whole."""
+    if arguments.json:
+        raise UsageError("--json comes from one process: without --workers")
+    from concurrent.futures import ThreadPoolExecutor
+
+    command = [sys.executable, "-m", "llmzip", "test", "--device", arguments.device]
+    for option in ("model", "max_output"):
+        if getattr(arguments, option) is not None:
+            command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    command += ["--allow-download"] * arguments.allow_download + ["-f"] * arguments.force
+    command += ["-q"] * arguments.quiet
+    threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+
+    def one(name: str) -> bool:
+        done = subprocess.run([*command, "-T", str(threads), name], capture_output=True)
+        sys.stdout.write(done.stdout.decode(errors="replace"))
+        sys.stderr.write(done.stderr.decode(errors="replace"))
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        yield from pool.map(one, names)

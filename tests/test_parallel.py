@@ -1,0 +1,206 @@
+"""Workers and ranks write what one process writes; what died is said, and gone on with."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROSE, TINY, run
+
+import llmzip
+from llmzip import parallel
+from llmzip.cli import corpus
+from llmzip.parallel import Job, Place
+
+OPTIONS = llmzip.Options(model=str(TINY), frame_size=300)
+MODEL = ("--model", TINY)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    """Several frames, one, none; incompressible ones among them."""
+    contents = {"a": PROSE.encode() + os.urandom(500), "b": PROSE[:200].encode(), "c": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return [Job(tmp_path / name, tmp_path / "out" / f"{name}.llmz") for name in contents]
+
+
+@pytest.fixture(autouse=True)
+def out(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+
+def alone(job: Job) -> bytes:
+    sink = io.BytesIO()
+    writer = llmzip.ArchiveWriter(sink, OPTIONS)
+    writer.write(job.source.read_bytes())
+    writer.finish()
+    return sink.getvalue()
+
+
+def check(jobs: list[Job]) -> None:
+    for job in jobs:
+        assert job.target.read_bytes() == alone(job)
+    left = {path.name for path in jobs[0].target.parent.iterdir()}
+    assert left == {job.target.name for job in jobs}
+
+
+def back(jobs: list[Job]) -> list[Job]:
+    return [Job(job.target, job.source.with_suffix(".back")) for job in jobs]
+
+
+def test_workers_write_what_one_process_writes(jobs: list[Job]) -> None:
+    told: list[Job] = []
+    parallel.run(jobs, OPTIONS, workers=2, finished=told.append)
+    assert told == jobs
+    check(jobs)
+    parallel.run(back(jobs), OPTIONS, decode=True, workers=2)
+    for job in jobs:
+        assert job.source.with_suffix(".back").read_bytes() == job.source.read_bytes()
+
+
+RANK = """
+import os, sys
+from pathlib import Path
+import llmzip
+from llmzip import parallel
+
+dies = len(sys.argv) > 3 and os.environ["RANK"] == "1"
+if dies:
+    encoded = parallel._encoded
+    def once(*arguments):
+        parallel._encoded = lambda *_: os._exit(9)
+        return encoded(*arguments)
+    parallel._encoded = once
+options = llmzip.Options(model=sys.argv[1], frame_size=300)
+folder = Path(sys.argv[2])
+jobs = [parallel.Job(folder / n, folder / "out" / f"{n}.llmz") for n in "abc"]
+parallel.run(jobs, options)
+"""
+
+
+def launch(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[bytes]:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    root = str(Path(llmzip.__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), str(TINY), str(tmp_path), *more],
+        capture_output=True, env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_ranks_write_what_one_process_writes(jobs: list[Job], tmp_path: Path) -> None:
+    done = launch(tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    check(jobs)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the frames that are encoded from now on."""
+    found: list[int] = []
+    encoded = parallel._encoded
+
+    def count(task: parallel.Task, options: llmzip.Options) -> object:
+        found.append(task.number)
+        return encoded(task, options)
+
+    monkeypatch.setattr(parallel, "_encoded", count)
+    return found
+
+
+def test_a_rank_that_dies(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = launch(tmp_path, "dies")
+    assert done.returncode != 0
+    assert not [job.target for job in jobs if job.target.exists()]
+    total = sum(len(parallel.tasks_of(job, OPTIONS, False)) for job in jobs)
+    found = counted(monkeypatch)
+    parallel.run(jobs, OPTIONS)
+    check(jobs)
+    assert 0 < len(found) < total  # the others were finished before
+
+
+def test_a_rank_that_never_came(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.5)
+    with pytest.raises(llmzip.LlmzipError, match="rank 1 has given no sign of life"):
+        parallel.run(jobs, OPTIONS, here=Place(0, 2, 0, 2))
+    assert not jobs[0].target.exists()
+    found = counted(monkeypatch)
+    parallel.run(jobs[:1], OPTIONS)
+    assert found == [1, 3]  # rank 0 has done the others
+    assert jobs[0].target.read_bytes() == alone(jobs[0])
+
+
+def test_what_was_left_is_used_only_if_it_fits(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.1)
+    with pytest.raises(llmzip.LlmzipError):
+        parallel.run(jobs[:1], OPTIONS, here=Place(0, 2, 0, 2))
+    spool = jobs[0].spool
+    (spool / "0").write_bytes((spool / "0").read_bytes()[:-1])  # damaged
+    content = bytearray(jobs[0].source.read_bytes())
+    content[650] ^= 1  # in frame 2
+    jobs[0].source.write_bytes(content)
+    found = counted(monkeypatch)
+    parallel.run(jobs[:1], OPTIONS)
+    assert set(found) >= {0, 1, 2, 3}
+    assert jobs[0].target.read_bytes() == alone(jobs[0])
+
+
+def test_a_worker_that_dies_is_said() -> None:
+    with parallel.processes(1) as pool, pytest.raises(llmzip.LlmzipError, match="worker process"):
+        parallel._result(pool.submit(os._exit, 3))  # type: ignore[arg-type]
+
+
+def test_damage_is_noticed(jobs: list[Job]) -> None:
+    parallel.run(jobs[:1], OPTIONS)
+    archive = bytearray(jobs[0].target.read_bytes())
+    for place in (len(archive) // 2, len(archive) - 3):  # a frame, the hash of the whole
+        broken = bytearray(archive)
+        broken[place] ^= 1
+        jobs[0].target.write_bytes(broken)
+        with pytest.raises(llmzip.CorruptArchive):
+            parallel.run(back(jobs[:1]), OPTIONS, decode=True)
+        assert not jobs[0].source.with_suffix(".back").exists()
+
+
+def test_a_corpus_to_a_folder_and_back(tmp_path: Path) -> None:
+    folder, out, restored = (tmp_path / name for name in ("corpus", "archives", "restored"))
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text(PROSE)
+    (folder / "sub" / "b.txt").write_text(PROSE[:300])
+    command = ["compress", "-r", folder, "--out", out, *MODEL]
+    assert run(*command).returncode == 0
+    assert (out / "sub" / "b.txt.llmz").exists()
+    manifest = (out / corpus.MANIFEST).read_text().splitlines()
+    assert [line.split("\t")[:2] for line in manifest[1:]] == [
+        ["a.txt.llmz", f"{len(PROSE.encode())}"], ["sub/b.txt.llmz", "300"]]  # fmt: skip
+    done = run(*command)
+    assert (done.returncode, done.stderr.count(b"--resume skips it")) == (1, 2)
+    (out / "a.txt.llmz").unlink()
+    assert run(*command, "--resume").returncode == 0
+    assert (out / corpus.MANIFEST).read_text().splitlines() == manifest
+    assert run("test", "-r", out, *MODEL, "--workers", "2").stdout.count(b": ok") == 2
+    assert run("decompress", "-r", out, "--out", restored, *MODEL).returncode == 0
+    assert (restored / "sub" / "b.txt").read_text() == PROSE[:300]
+    assert run("compress", "-c", folder / "a.txt", "--workers", "2", *MODEL).returncode == 2
+
+
+def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.llmz").write_bytes(llmzip.compress(name.encode()))
+    corpus.write_manifest(tmp_path)
+    corpus.verify(str(tmp_path))
+    (tmp_path / "a.llmz").unlink()
+    (tmp_path / "b.llmz").write_bytes(llmzip.compress(b"other"))
+    (tmp_path / "d.llmz").write_bytes(llmzip.compress(b"d"))
+    with pytest.raises(llmzip.CorruptArchive) as error:
+        corpus.verify(str(tmp_path))
+    assert str(error.value) == (
+        "a.llmz is missing; b.llmz is not what the manifest says; d.llmz is not in the manifest"
+    )
