@@ -27,6 +27,7 @@ STAGES = {
     "salvage": 10,
     "parallel": 10.5,
     "fsspec": 11,
+    "dask": 11,
     "__init__": 11,
     "bench": 12,
     "catalogue": 12,

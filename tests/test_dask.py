@@ -1,0 +1,64 @@
+"""Dask runs frames as tasks, in threads and in processes; archives are those of one process."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from conftest import PROSE, TINY
+
+import llmzip
+
+dask = pytest.importorskip("dask")
+fsspec = pytest.importorskip("fsspec")
+
+OPTIONS = llmzip.Options(model=str(TINY), frame_size=300)
+CONTENTS = {"a.txt": PROSE.encode(), "b.txt": b"short", "c.txt": b""}
+
+
+def expected(content: bytes) -> bytes:
+    sink = io.BytesIO()
+    writer = llmzip.ArchiveWriter(sink, OPTIONS)
+    writer.write(content)
+    writer.finish()
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(("scheduler", "place"), [("threads", "memory://"), ("processes", "")])
+def test_there_and_back(scheduler: str, place: str, tmp_path: Path) -> None:
+    import llmzip.dask
+
+    root = (place or "file://") + str(tmp_path)
+    filesystem, _ = fsspec.core.url_to_fs(root)
+    filesystem.makedirs(str(tmp_path / "out"), exist_ok=True)
+    for name, content in CONTENTS.items():
+        with fsspec.open(f"{root}/{name}", "wb") as file:
+            file.write(content)
+    tasks = llmzip.dask.compress([f"{root}/{name}" for name in CONTENTS], f"{root}/out", OPTIONS)
+    sizes = dask.compute(*tasks, scheduler=scheduler, num_workers=2)
+    archives = [f"{root}/out/{name}.llmz" for name in CONTENTS]
+    for url, content, size in zip(archives, CONTENTS.values(), sizes, strict=True):
+        with fsspec.open(url, "rb") as file:
+            archive = file.read()
+        assert archive == expected(content)
+        assert len(archive) == size
+    tasks = llmzip.dask.decompress(archives, f"{root}/out", OPTIONS)
+    assert dask.compute(*tasks, scheduler=scheduler, num_workers=2) == tuple(
+        map(len, CONTENTS.values())
+    )
+    for name, content in CONTENTS.items():
+        with fsspec.open(f"{root}/out/{name}", "rb") as file:
+            assert file.read() == content
+
+
+def test_damage_comes_out(tmp_path: Path) -> None:
+    import llmzip.dask
+
+    archive = bytearray(expected(PROSE.encode()))
+    archive[len(archive) // 2] ^= 1
+    (tmp_path / "x.llmz").write_bytes(archive)
+    tasks = llmzip.dask.decompress([str(tmp_path / "x.llmz")], str(tmp_path / "out"), OPTIONS)
+    with pytest.raises(llmzip.CorruptArchive):
+        dask.compute(*tasks, scheduler="synchronous")
+    assert not (tmp_path / "out").exists()
