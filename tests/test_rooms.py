@@ -26,6 +26,7 @@ STAGES = {
     "incremental": 10,
     "salvage": 10,
     "parallel": 10.5,
+    "members": 11,
     "fsspec": 11,
     "dask": 11,
     "__init__": 11,

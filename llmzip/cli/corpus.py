@@ -109,6 +109,40 @@ def _bar(
         yield lambda content: bar.update(content) and None
 
 
+def archive(arguments: argparse.Namespace, options: Options) -> int:
+    """A folder as one file, its members with an index."""
+    from llmzip import members
+    from llmzip.file import replacing
+
+    if len(arguments.files) != 1 or not os.path.isdir(arguments.files[0]):
+        raise UsageError("--archive takes one folder")
+    if arguments.stdout or arguments.rm or arguments.out or arguments.workers > 1:
+        raise UsageError("--archive goes with -o alone: no -c, --rm, --out, --workers")
+    folder = Path(arguments.files[0])
+    target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
+    if folder.resolve() in target.resolve().parents:
+        raise UsageError(f"{target} would lie in the folder itself; -o names another place")
+    with replacing(target, overwrite=arguments.force) as sink:
+        members.write(sink, folder, options)
+    return 0
+
+
+def extract(arguments: argparse.Namespace) -> int:
+    from llmzip import members
+    from llmzip.cli.files import options_of
+    from llmzip.file import LlmzipFile
+
+    with LlmzipFile(arguments.archive, options=options_of(arguments)) as content:
+        if arguments.list:
+            index = members.read_index(content)
+            if index is None:
+                raise CorruptArchive("the archive has no index of members")
+            print("".join(f"{name}\n" for name in index), end="")
+        else:
+            members.extract(content, arguments.members, Path(arguments.directory))
+    return 0
+
+
 def write_manifest(folder: Path) -> None:
     """Of all archives in a folder: sizes, and BLAKE2b-16 digests."""
     from llmzip.file import replacing

@@ -101,6 +101,8 @@ def compress(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path}: has the suffix {container.SUFFIX} already; use -o or -c")
         return path.parent / (path.name + container.SUFFIX)
 
+    if arguments.archive:
+        return corpus.archive(arguments, options)
     if corpus.is_wanted(arguments):
         return corpus.run(arguments, options, name, compressing=True)
     return _transform_all(arguments, transform, name, compressing=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmzip import __version__
-from llmzip.cli import files, inspection, show, tools, topics
+from llmzip.cli import corpus, files, inspection, show, tools, topics
 from llmzip.cli.usage import UsageError
 
 _SUMMARY = """\
@@ -79,6 +79,16 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
 
     for sub in (commands.choices["compress"], commands.choices["decompress"]):
         _add_many(sub)
+
+    sub = command("extract", corpus.extract, "take members out of an archive that --archive made")
+    sub.add_argument("archive", metavar="FILE")
+    sub.add_argument(
+        "members", nargs="*", metavar="MEMBER", help="files and folders (default: all)"
+    )
+    sub.add_argument("-C", "--directory", default=".", metavar="DIR", help="where to (default: .)")
+    sub.add_argument("--list", action="store_true", help="name the members")
+    _add_limits(sub)
+    _add_model(sub)
 
     sub = command("test", files.test, "verify archives, writing nothing; of damaged ones tell "
                   "what is lost")  # fmt: skip
@@ -219,6 +229,8 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         "at least N tokens each (default: 2048)")  # fmt: skip
     parser.add_argument("--activations", choices=("a8", "a16"), help="bits of activations "
                         "(default: what the model was made for)")  # fmt: skip
+    parser.add_argument("--archive", action="store_true", help="make one archive of a folder, "
+                        "whose members can be read alone")  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="decode every frame before it counts")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not learn "
                         "from what the text has said so far (for research)")  # fmt: skip

@@ -1,0 +1,146 @@
+"""A folder in one archive: members are read alone, tar reads it all, hostile names get nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import PROSE, TINY, run
+
+import llmzip
+from llmzip import codec, container, members
+
+OPTIONS = llmzip.Options(model=str(TINY), frame_size=2000)
+MODEL = ("--model", TINY)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    for i in range(9):
+        (folder / "sub" / f"{i}.txt").write_text(f"{i}. {PROSE}")
+    (folder / "sub" / "deep" / ("n" * 120)).write_text("a long name")
+    (folder / "ünïcode 道").write_text("text")
+    (folder / "link").symlink_to("sub/0.txt")
+    (folder / "empty").touch()
+    (folder / "sub" / "1.txt").chmod(0o600)
+    return folder
+
+
+@pytest.fixture
+def archive(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "x.tar.llmz"
+    with path.open("wb") as sink:
+        members.write(sink, folder, OPTIONS)
+    return path
+
+
+def test_one_member_decodes_few_frames(
+    folder: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    content = codec.FrameReader.content
+
+    def count(self: codec.FrameReader, *arguments: object) -> bytes:
+        decoded.append(1)
+        return content(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codec.FrameReader, "content", count)
+    with llmzip.open(archive, options=OPTIONS) as file:
+        monkeypatch.setattr(members, "_TAIL", 11_000)  # a tar ends with up to 10 KiB of nothing
+        members.extract(file, ["sub/4.txt"], tmp_path / "out")
+    assert (tmp_path / "out" / "sub" / "4.txt").read_text() == f"4. {PROSE}"
+    with archive.open("rb") as source:
+        reader, frames = container.Reader(source), 0
+        while reader.hop():
+            frames += 1
+    assert len(decoded) <= 10 < 14 < frames  # six of the end, and of the member as few as hold it
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["4.txt"]
+
+
+def test_all_comes_back(folder: Path, archive: Path, tmp_path: Path) -> None:
+    with llmzip.open(archive, options=OPTIONS) as file:
+        members.extract(file, [], tmp_path / "out")
+    found, expected = (
+        {
+            p.relative_to(root): p.read_bytes()
+            for root in [place]
+            for p in root.rglob("*")
+            if p.is_file()
+        }
+        for place in (tmp_path / "out", folder)
+    )
+    assert found == expected
+    assert (tmp_path / "out" / "link").is_symlink()
+    assert (tmp_path / "out" / "sub" / "1.txt").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_same_folder_gives_the_same_bytes(folder: Path, archive: Path) -> None:
+    sink = io.BytesIO()
+    members.write(sink, folder, OPTIONS)
+    assert sink.getvalue() == archive.read_bytes()
+
+
+def test_at_the_command_line(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "y.tar.llmz"
+    assert run("compress", "--archive", folder, "-o", target, *MODEL).returncode == 0
+    listed = run("extract", target, "--list", *MODEL).stdout.decode().splitlines()
+    assert "sub/3.txt" in listed
+    done = run("extract", target, "sub/deep", "link", "-C", tmp_path / "out", *MODEL)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "out" / "sub" / "deep" / ("n" * 120)).read_text() == "a long name"
+    assert run("extract", target, "nothing", *MODEL).returncode == 1
+    assert run("compress", "--archive", folder / "empty", *MODEL).returncode == 2
+    assert run("compress", "--archive", ".", "-o", "z", *MODEL, cwd=folder).returncode == 2
+    if shutil.which("tar"):
+        program = f"--use-compress-program={sys.executable} -m llmzip --model {TINY}"
+        (tmp_path / "tar").mkdir()
+        subprocess.run(["tar", program, "-xf", str(target)], cwd=tmp_path / "tar", check=True)
+        assert (tmp_path / "tar" / "sub" / "8.txt").read_text() == f"8. {PROSE}"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/llmzip-evil", "sub/../../evil"])
+def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.TarFile(fileobj=content, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+        index = f'{{"{name}":0}}'.encode()
+        info = tarfile.TarInfo(members.INDEX)
+        info.size = len(index)
+        tar.addfile(info, io.BytesIO(index))
+    path = tmp_path / "deep" / "x.llmz"
+    path.parent.mkdir()
+    path.write_bytes(llmzip.compress(content.getvalue()))
+    with llmzip.open(path) as file, contextlib.suppress(llmzip.LlmzipError):
+        members.extract(file, [], tmp_path / "deep" / "out")
+    outside = [p for p in tmp_path.rglob("*evil*") if tmp_path / "deep" / "out" not in p.parents]
+    assert outside == []
+    assert not Path("/tmp/llmzip-evil").exists()
+
+
+@pytest.mark.parametrize("index", [b"[1]", b'{"a": "b"}', b"{", b'{"a": 512}'])
+def test_a_false_index_is_refused(index: bytes, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.TarFile(fileobj=content, mode="w") as tar:
+        info = tarfile.TarInfo(members.INDEX)
+        info.size = len(index)
+        tar.addfile(info, io.BytesIO(index))
+    path = tmp_path / "x.llmz"
+    path.write_bytes(llmzip.compress(content.getvalue()))
+    with llmzip.open(path) as file, pytest.raises(llmzip.CorruptArchive):
+        members.extract(file, [], tmp_path / "out")
+
+
+def test_an_archive_without_index(tmp_path: Path) -> None:
+    (tmp_path / "x.llmz").write_bytes(llmzip.compress(PROSE.encode()))
+    with llmzip.open(tmp_path / "x.llmz") as file, pytest.raises(llmzip.LlmzipError, match="tar"):
+        members.extract(file, [], tmp_path)
