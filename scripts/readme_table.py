@@ -80,6 +80,32 @@ def speed() -> str:
     return "\n".join([*lines, "", f"{note} Two figures are of compressing / decompressing."])
 
 
+def scaling() -> str:
+    report = json.loads((ROOT / "results" / "scaling.json").read_text())
+    cores = list(next(iter(report["models"].values()))["encode"]["hours_by_cores"])
+    lines = [
+        "| model | | KB/s a core | core-hours a TB | price | "
+        + " | ".join(f"hours, {int(n):,} cores" for n in cores)
+        + " | cores that one run feeds |",
+        "| --- | --- |" + " ---: |" * (4 + len(cores)),
+    ]
+    for name, ways in report["models"].items():
+        for way, e in ways.items():
+            verb = {"encode": "compress", "decode": "decompress"}[way]
+            hours = " | ".join(f"{hours:,.0f}" for hours in e["hours_by_cores"].values())
+            lines.append(
+                f"| {name} | {verb} | {e['kb_s_a_core']:.1f} | {e['core_hours_a_terabyte']:,.0f} "
+                f"| {e['price_a_terabyte']:,.0f} | {hours} "
+                f"| {e['cores_that_one_assembly_feeds']:,.0f} |"
+            )
+    note = (
+        f"Rates of one core of {machine(report)}; the price assumes "
+        f"{report['assumed_price_of_a_core_hour']:g} a core-hour; frames are put together at "
+        f"{report['assembly_mb_s']:.0f} MB/s (measured); {report['date']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def costs() -> str:
     reports = json.loads((ROOT / "results" / "architectures.json").read_text())
     lines = ["| model | float32, bits per byte | a8 | a16 |", "| --- | ---: | ---: | ---: |"]

@@ -25,6 +25,7 @@ def test_the_same_words(seed: int, count: int, sharpness: int) -> None:
         for i in range(0, count, 7):
             encoder.encode(symbols[i : i + 7], family, weights[i : i + 7])
         words.append(encoder.get_compressed())
+        assert encoder.num_words() == len(words[-1])
         decoder = library.stream.queue.RangeDecoder(words[0])
         if count:
             assert decoder.decode(family, weights).tolist() == symbols.tolist()

@@ -54,6 +54,9 @@ class RangeEncoder:
             self._lower &= _ALL
             _carry(self._words)
 
+    def num_words(self) -> int:
+        return len(self.get_compressed())
+
     def get_compressed(self) -> np.ndarray:
         words = list(self._words)
         if self._range != _ALL:
