@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a checkpoint in the form in which models are embedded (int8 weights and their scales).
 
-python scripts/embed_model.py CHECKPOINT llmzip/models/NAME --context 512 --measure TEXT…
+python scripts/embed_model.py CHECKPOINT llmzip/models/NAME --measure TEXT…
 
 `llmzip models` shows the bits per byte of the texts, each as a whole archive.
 """

@@ -26,8 +26,8 @@ The embedded models (llmzip models) come with the package; others are named by -
 in Hugging Face format or a hub id, with safetensors and tokenizer.json. An archive carries the
 digest of its model, and is decoded with no other. What is not embedded must be named again, or
 fetched with --allow-download if the archive names a hub id. HF_HUB_OFFLINE=1 forbids the network.
-llmzip train makes a model of your own kind of text. --fast takes a smaller model and more streams,
---best a larger one and fewer; --streams and --model say it in detail.""",
+llmzip train makes a model of your own kind of text. --fast takes more streams, and a smaller model
+if one is embedded, --best fewer and a larger one; --streams and --model say it in detail.""",
     "exactness": """\
 Compressor and decompressor must compute the same probabilities to the last bit. Here the model
 runs in integers and single IEEE-754 operations, so that threads, batches, instruction sets,
