@@ -140,7 +140,9 @@ def portability() -> str:
 
 TABLES = [
     ("README.md", "bench", bench),
+    ("README.md", "speed", speed),
     ("README.md", "portability", portability),
+    ("docs/scaling.md", "scaling", scaling),
     ("docs/architectures.md", "costs", costs),
 ]
 
