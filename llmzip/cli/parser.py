@@ -220,9 +220,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_compression(parser: argparse.ArgumentParser) -> None:
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--fast", "-1", dest="preset", action="store_const", const="fast",
-                        help="more streams, a smaller model if there is one: faster, larger")  # fmt: skip
+                        help="more streams, smaller model if any: faster, larger")  # fmt: skip
     preset.add_argument("--best", "-9", dest="preset", action="store_const", const="best",
-                        help="fewer streams, a larger model if there is one: slower, smaller")  # fmt: skip
+                        help="fewer streams, larger model if any: slower, smaller")  # fmt: skip
     parser.add_argument("--streams", type=int, metavar="N", help="streams a frame, coded at once: "
                         "few for the best ratio, many for speed (default: by length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="as many streams as have "
