@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields, replace
@@ -58,6 +58,11 @@ def place() -> Place:
     except (KeyError, ValueError):
         return Place()
     return Place(rank, size, local_rank, local_size)
+
+
+def device_of(here: Place, device: str) -> str:
+    """A rank's own GPU, where "cuda" is asked for."""
+    return f"cuda:{here.local_rank}" if here.size > 1 and device == "cuda" else device
 
 
 @dataclass(frozen=True)
@@ -244,13 +249,15 @@ def run(
     decode: bool = False,
     workers: int = 1,
     here: Place | None = None,
+    skip: Container[Job] = (),
     finished: Callable[[Job], None] = lambda job: None,
     progress: Callable[[int], None] = lambda content: None,
 ) -> None:
     """All jobs, by this process, `workers` of its own, or the ranks that it is one of.
 
     `finished` is told of each target, by rank 0 alone; `progress` of bytes of content, by every
-    rank. `options.force` overwrites targets. Raises LlmzipError, OSError; what was finished by then
+    rank. `options.force` overwrites targets. Jobs to `skip` count only in who does what, which is so
+    the same for a rank that comes late, when some targets are there already. Raises LlmzipError, OSError; what was finished by then
     stays, and a second run goes on from there.
     """
     here = here or place()
@@ -262,12 +269,14 @@ def run(
         doing = {
             task: pool.submit(do, task, options, decode)
             for task in todo
-            if owner[task] == here.rank
+            if owner[task] == here.rank and task.job not in skip
         }
         if here.size > 1:  # first one's own, as others are waited for
             for task in list(doing):
                 progress(_result(doing.pop(task)))
         for job, tasks in plan if here.rank == 0 else ():
+            if job in skip:
+                continue
             for task in tasks:
                 if task in doing:
                     progress(_result(doing.pop(task)))

@@ -51,3 +51,16 @@ def test_pandas_reads_it(table: Path) -> None:
         f"local://{table}", lines=True, storage_options={"compression": "infer"}
     )
     assert frame.to_dict("records") == ROWS
+
+
+def test_a_column_of_a_parquet_file(tmp_path: Path) -> None:
+    """As docs/corpora.md has it."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    pandas.DataFrame(ROWS).to_parquet(tmp_path / "docs.parquet")
+    table = pandas.read_parquet(tmp_path / "docs.parquet", columns=["text"])
+    name = str(tmp_path / "docs.jsonl.llmz")
+    with fsspec.open(name, "wt", compression="infer", encoding="utf-8") as file:
+        table.to_json(file, orient="records", lines=True, force_ascii=False)
+    with fsspec.open(name, "rt", compression="infer", encoding="utf-8") as file:
+        assert [json.loads(line) for line in file] == [{"text": row["text"]} for row in ROWS]

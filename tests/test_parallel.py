@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -204,3 +205,61 @@ def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
     assert str(error.value) == (
         "a.llmz is missing; b.llmz is not what the manifest says; d.llmz is not in the manifest"
     )
+
+
+def test_a_rank_that_comes_late(jobs: list[Job]) -> None:
+    """What is there by then changes nothing in who does what."""
+    order = [jobs[1], jobs[0]]  # one frame, which is rank 0's; then several
+    parallel.run(order[:1], OPTIONS)
+    late = Place(1, 2, 0, 2)
+    parallel.run(order, OPTIONS, here=late, skip={order[0]})
+    parallel.run(order, OPTIONS, here=Place(0, 2, 0, 2), skip={order[0]})
+    check(order)
+
+
+def launched(program: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """Two ranks of llmzip, by a launcher's module."""
+    root = str(Path(llmzip.__file__).parent.parent)
+    options = {
+        "torch.distributed.run": ["--standalone", "--nproc-per-node", "2"],
+        # it starts several processes without MPI only if told of GPUs; llmzip takes the CPU
+        "accelerate.commands.launch": ["--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                                       "--mixed_precision", "no", "--dynamo_backend", "no",
+                                       "--main_process_port", "0"],
+    }[program]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", program, *options, "-m", "llmzip", *map(str, arguments)],
+        capture_output=True, env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_command_line_by_accelerate(tmp_path: Path) -> None:
+    folder, out, restored = (tmp_path / name for name in ("corpus", "archives", "restored"))
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(PROSE[i * 100 :])
+    program = "accelerate.commands.launch"
+    done = launched(program, "compress", "-r", folder, "--out", out, *MODEL)
+    assert done.returncode == 0, done.stderr.decode()
+    for source in folder.iterdir():
+        archive = llmzip.compress(source.read_bytes(), model=str(TINY))
+        assert (out / f"{source.name}.llmz").read_bytes() == archive
+    assert (out / corpus.MANIFEST).exists()
+    done = launched(program, "decompress", "-r", out, "--out", restored, *MODEL)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (restored / "2.txt").read_text() == PROSE[200:]
+
+
+def test_bench_by_ranks(tmp_path: Path) -> None:
+    texts = [tmp_path / f"{i}.txt" for i in range(3)]
+    for i, text in enumerate(texts):
+        text.write_text(PROSE[i * 100 :])
+    report = tmp_path / "report.json"
+    done = launched("torch.distributed.run", "bench", *texts, *MODEL, "--codecs", "xz -9e",
+                    "--json", report)  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(report.read_text())
+    assert found["ranks"] == 2
+    assert [(r["file"], r["codec"].split()[0]) for r in found["results"]] == [
+        (text.name, codec) for text in texts for codec in ("llmzip", "xz")]  # fmt: skip
+    assert all(r["restored"] for r in found["results"])

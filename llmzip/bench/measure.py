@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import llmzip
 from llmzip.bench import codecs
 from llmzip.errors import LlmzipError
+from llmzip.parallel import Place, device_of, place
 
 if TYPE_CHECKING:
     from llmzip.codec import Options
@@ -53,15 +54,18 @@ def compare(
     process, Python's own 15 MB and loaded libraries included. Raises LlmzipError, OSError.
 
     `rivals`: names of codecs or their first words; None: all that are installed. `exclude`: names
-    of files in folders to leave out.
+    of files in folders to leave out. Ranks (of torchrun or `accelerate launch`) share the files,
+    measure at the same time, and each has the whole report.
     """
     from tqdm import tqdm
 
     from llmzip import models as store
 
-    files = list(find_files(paths, exclude))
+    files = list(enumerate(find_files(paths, exclude)))
     if not files:
         raise LlmzipError("no files to compare on")
+    here = place()
+    options = replace(options, device=device_of(here, options.device))
     chosen = _chosen(rivals)
     names = list(models) or [options.model or store.DEFAULT]
     described = {name: describe_model(name) for name in names}
@@ -70,8 +74,9 @@ def compare(
         for name in names
     ]
     jobs += [(name, {}, None) for name in chosen]
-    results = []
-    for category, path in tqdm(files, disable=not sys.stderr.isatty(), unit="file"):
+    results: list[tuple[int, dict[str, Any]]] = []  # with the numbers of their files
+    mine = files[here.rank :: here.size]
+    for number, (category, path) in tqdm(mine, disable=not sys.stderr.isatty(), unit="file"):
         content = path.read_bytes()
         for codec, given, model in jobs:
             result = {
@@ -87,13 +92,28 @@ def compare(
             if model is not None:
                 result["model_bytes"] = described[model]["bytes"]
             result["restored"] = result.get("decoded_sha256") == result["sha256"]
-            results.append(result)
+            results.append((number, result))
     return {
         **circumstances(replace(options, model=names[0])),
         "models": [{"name": Path(name).name, **described[name]} for name in names],
         "repeat": repeat,
-        "results": results,
+        "ranks": here.size,
+        "results": [result for _, result in sorted(_gather(results, here), key=lambda r: r[0])],
     }
+
+
+def _gather(results: list[Any], here: Place) -> list[Any]:
+    """Of all ranks."""
+    if here.size == 1:
+        return results
+    import torch.distributed as ranks
+
+    # a rank may have much more to do than another; a lost connection is noticed before
+    ranks.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    found: list[Any] = [None] * here.size
+    ranks.all_gather_object(found, results)
+    ranks.destroy_process_group()
+    return [result for part in found for result in part]
 
 
 def _chosen(rivals: Sequence[str] | None) -> list[str]:

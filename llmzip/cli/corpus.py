@@ -46,29 +46,28 @@ def run(
     if arguments.stdout or arguments.output or "-" in arguments.files:
         raise UsageError("work that is shared goes from files to files: no -c, -o, stdin")
     here = parallel.place()
-    if here.size > 1 and options.device == "cuda":
-        options = replace(options, device=f"cuda:{here.local_rank}")
-    jobs = []
+    options = replace(options, device=parallel.device_of(here, options.device))
+    found = list(_jobs(arguments, name, compressing))
+    skip = set()
     failed = False
-    for job in _jobs(arguments, name, compressing):
-        if arguments.resume and job.target.exists():
-            continue
-        if job.target.exists() and not options.force:
-            failed = True
-            if here.rank == 0:
+    for job in found:
+        if job.target.exists() and (arguments.resume or not options.force):
+            skip.add(job)
+            if here.rank == 0 and not arguments.resume:  # for another, rank 0 may have made it
+                failed = True
                 print(f"llmzip: {job.target}: exists already; -f overwrites it, --resume skips it",
                       file=sys.stderr)  # fmt: skip
             continue
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        jobs.append(job)
+    jobs = [job for job in found if job not in skip]
     with _bar(jobs, arguments, here.rank) as progress:
 
         def finished(job: Job) -> None:
             if arguments.verbose:
                 print(f"{job.source} → {job.target}", file=sys.stderr)
 
-        parallel.run(jobs, options, decode=not compressing, workers=arguments.workers, here=here,
-                     finished=finished, progress=progress)  # fmt: skip
+        parallel.run(found, options, decode=not compressing, workers=arguments.workers, here=here,
+                     skip=skip, finished=finished, progress=progress)  # fmt: skip
     if here.rank == 0:
         if arguments.out and compressing:
             write_manifest(Path(arguments.out))
