@@ -19,7 +19,7 @@ from llmzip.models import compact
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED = ("small",)
+EMBEDDED = ("nano", "small")
 DEFAULT = "small"
 DIGEST_BYTES = 32
 
