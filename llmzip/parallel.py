@@ -256,9 +256,9 @@ def run(
     """All jobs, by this process, `workers` of its own, or the ranks that it is one of.
 
     `finished` is told of each target, by rank 0 alone; `progress` of bytes of content, by every
-    rank. `options.force` overwrites targets. Jobs to `skip` count only in who does what, which is so
-    the same for a rank that comes late, when some targets are there already. Raises LlmzipError, OSError; what was finished by then
-    stays, and a second run goes on from there.
+    rank. `options.force` overwrites targets. Jobs to `skip` count only in who does what, which is
+    so the same for a rank that comes late, when some targets are there already. Raises LlmzipError,
+    OSError; what was finished by then stays, and a second run goes on from there.
     """
     here = here or place()
     plan = [(job, tasks_of(job, options, decode)) for job in jobs]

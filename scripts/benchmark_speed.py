@@ -362,6 +362,8 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=_PIECE, help="of the text")
     parser.add_argument("--peaks", type=int, nargs="+", metavar="MB", help="measure the peak "
                         "memory for these sizes alone, and add it to the report")  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="measure the models alone, and add them "
+                        "to the report")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
     arguments = parser.parse_args()
     text = arguments.text.read_bytes()
@@ -371,25 +373,26 @@ def main() -> None:
         write(report, arguments.out)
         return
     content = (text * (1 + arguments.bytes // len(text)))[: arguments.bytes]
-    report = {
-        **circumstances(codec.Options(device=arguments.device)),
-        "text": arguments.text.name,
-        "bytes": len(content),
-        "models": {},
-    }
+    now = circumstances(codec.Options(device=arguments.device))
+    report = {**now, "text": arguments.text.name, "bytes": len(content), "models": {}}
+    if arguments.add:
+        report = json.loads(arguments.out.read_text())
     for name in arguments.models:
         options = {"model": name, "device": arguments.device}
         llmzip.decompress(llmzip.compress(content[:3000], **options), **options)
         roof = roofline(name)
         print({k: v for k, v in roof.items() if k != "shapes"}, flush=True)
         report["models"][name] = {
+            "commit": now["commit"],
+            "date": now["date"],
             "roofline": roof,
             "stages": stages(
                 content[: len(content) // 3], options, roof["products_seconds_a_token"]
             ),
             "streams": sweep(content, options, roof["sgemm_seconds_a_token"]),
         }
-    report["processes"] = processes(content, list(_TOOLS))
+    if not arguments.add:
+        report["processes"] = processes(content, list(_TOOLS))
     write(report, arguments.out)
 
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import research_tables as research
+
 from llmzip.bench import summary, table
 
 ROOT = Path(__file__).parent.parent
@@ -67,15 +69,19 @@ def speed() -> str:
         "| streams | bits per byte | KB/s | tokens/s, decoding | share of the sgemm roofline |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    model = report["models"][report["model"]["name"]]
-    for p in model["streams"]:
-        ways = ("encode", "decode")
-        rates = " / ".join(f"{1000 * p[f'{way}_mb_s']:.1f}" for way in ways)
-        shares = " / ".join(f"{p[f'{way}_roofline_share']:.0%}" for way in ways)
-        lines.append(
-            f"| {p['streams']} | {p['bits_per_byte']:.3f} | {rates} | {p['decode_tokens_s']:,.0f} "
-            f"| {shares} |"
-        )
+    own = report["model"]["name"]
+    for name, model in sorted(report["models"].items(), key=lambda item: item[0] != own):
+        for p in model["streams"]:
+            if name != own and p["streams"] != "default":
+                continue
+            ways = ("encode", "decode")
+            rates = " / ".join(f"{1000 * p[f'{way}_mb_s']:.1f}" for way in ways)
+            shares = " / ".join(f"{p[f'{way}_roofline_share']:.0%}" for way in ways)
+            label = f"{p['streams']}" if name == own else f"default, `{name}`"
+            lines.append(
+                f"| {label} | {p['bits_per_byte']:.3f} | {rates} | {p['decode_tokens_s']:,.0f} "
+                f"| {shares} |"
+            )
     note = f"{machine(report)}, model `{report['model']['name']}`, {report['date']}."
     return "\n".join([*lines, "", f"{note} Two figures are of compressing / decompressing."])
 
@@ -144,6 +150,19 @@ TABLES = [
     ("README.md", "portability", portability),
     ("docs/scaling.md", "scaling", scaling),
     ("docs/architectures.md", "costs", costs),
+    *(
+        ("docs/research.md", make.__name__, make)
+        for make in (
+            research.models,
+            research.training,
+            research.tokenizers,
+            research.shrink,
+            research.settings,
+            research.unseen,
+            research.domain,
+        )
+    ),
+    ("docs/packed.md", "pack", research.pack),
 ]
 
 

@@ -239,7 +239,7 @@ def test_the_command_line_by_accelerate(tmp_path: Path) -> None:
     for i in range(3):
         (folder / f"{i}.txt").write_text(PROSE[i * 100 :])
     program = "accelerate.commands.launch"
-    done = launched(program, "compress", "-r", folder, "--out", out, *MODEL)
+    done = launched(program, "compress", folder, "--out", out, *MODEL)
     assert done.returncode == 0, done.stderr.decode()
     for source in folder.iterdir():
         archive = llmzip.compress(source.read_bytes(), model=str(TINY))

@@ -82,8 +82,9 @@ def _jobs(
     from llmzip.cli.files import expand
     from llmzip.parallel import Job
 
+    deep = arguments.recursive or bool(arguments.out)
     for given in arguments.files:
-        for found in expand([given], arguments.recursive, archives=not compressing):
+        for found in expand([given], deep, archives=not compressing):
             if os.path.isdir(found):
                 raise IsADirectoryError(0, "is a directory; -r goes into it", found)
             source = Path(found)

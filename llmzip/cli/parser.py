@@ -197,7 +197,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="*", default=["-"], metavar="FILE", help="- or none: stdin to stdout"
     )
-    parser.add_argument("-r", "--recursive", action="store_true", help="go into folders")
+    parser.add_argument("-r", "--recursive", action="store_true", help="go into folders, as "
+                        "with --out")  # fmt: skip
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     told.add_argument("-v", "--verbose", action="store_true", help="say a line about each file")

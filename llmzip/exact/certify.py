@@ -55,8 +55,8 @@ def certify(model: ExactTransformer) -> bytes:
             raise
         except Exception as error:  # what a model makes of a cache that it does not expect
             raise UnsupportedModel(
-                f"{audit.innermost} has no exact form: it works with the mask or the cache in a way "
-                f"that the conversion does not know ({error}); --same-environment takes it as it is"
+                f"{audit.innermost} has no exact form: it uses the mask or the cache in a way that "
+                f"the conversion does not know ({error}); --same-environment takes it as it is"
             ) from None
     name = type(model.network).__name__
     if not torch.isfinite(whole).all():
