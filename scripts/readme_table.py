@@ -144,24 +144,14 @@ def portability() -> str:
     return "\n".join([*lines, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
 
 
+RESEARCH = (research.training, research.tokenizers, research.shrink)
 TABLES = [
     ("README.md", "bench", bench),
     ("README.md", "speed", speed),
     ("README.md", "portability", portability),
     ("docs/scaling.md", "scaling", scaling),
     ("docs/architectures.md", "costs", costs),
-    *(
-        ("docs/research.md", make.__name__, make)
-        for make in (
-            research.models,
-            research.training,
-            research.tokenizers,
-            research.shrink,
-            research.settings,
-            research.unseen,
-            research.domain,
-        )
-    ),
+    *(("docs/research.md", make.__name__, make) for make in RESEARCH),
     ("docs/packed.md", "pack", research.pack),
 ]
 

@@ -214,16 +214,20 @@ def main() -> None:
         rest = without_layer(dict(files.tensors), layer)
         add("layer dropped", f"without layer {layer + 1}", rest, rest, layers - 1, default)
     sweeping.write(arguments.out, "shrink", results, arguments.model, text_bytes=len(text))
+    plot(results, arguments.out)
+
+
+def plot(results: list[dict[str, Any]], out: Path) -> None:
     figure, (ax,) = sweeping.panels(1)
     figure.set_size_inches(9, 6)
     for i, family in enumerate(dict.fromkeys(r["family"] for r in results)):
         mine = sorted((r for r in results if r["family"] == family), key=lambda r: r["bytes"])
         style = "o-" if family not in ("as it is", "layer dropped") else "s"
         ax.plot([r["bytes"] / 1e6 for r in mine], [r["bits_per_byte"] for r in mine], style,
-                ms=4, lw=1, label=family, color=f"C{i % 10}")  # fmt: skip
+                ms=4, lw=1, label=family, color=f"C{i}" if i < 10 else "black")  # fmt: skip
     ax.set_xlabel("MB as shipped, entropy coded, tokenizer included")
     ax.legend(frameon=False, fontsize=8)
-    sweeping.save(figure, arguments.out)
+    sweeping.save(figure, out)
 
 
 if __name__ == "__main__":
