@@ -144,7 +144,7 @@ def portability() -> str:
     return "\n".join([*lines, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
 
 
-RESEARCH = (research.training, research.tokenizers, research.shrink)
+RESEARCH = (research.models, research.training, research.tokenizers, research.shrink)
 TABLES = [
     ("README.md", "bench", bench),
     ("README.md", "speed", speed),
