@@ -144,7 +144,13 @@ def portability() -> str:
     return "\n".join([*lines, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
 
 
-RESEARCH = (research.models, research.training, research.tokenizers, research.shrink)
+RESEARCH = (
+    research.models,
+    research.training,
+    research.tokenizers,
+    research.shrink,
+    research.settings,
+)
 TABLES = [
     ("README.md", "bench", bench),
     ("README.md", "speed", speed),
