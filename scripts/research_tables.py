@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmzip.bench import summary
-
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -120,22 +118,6 @@ def tokenizers() -> str:
     return noted(lines, report, f"Each trained on {report['megabytes']:g} MB of text.")
 
 
-def unseen() -> str:
-    report = read("unseen.json")
-    found = summary(report)
-    codecs = list(dict.fromkeys(row["codec"] for row in found))
-    bits = {(row["category"], row["codec"]): row for row in found}
-    lines = rows(
-        "texts | bytes | " + " | ".join(codecs),
-        (
-            [category, f"{bits[category, codecs[0]]['bytes']:,}",
-             *(f"{bits[category, codec]['bits_per_byte']:.3f}" for codec in codecs)]
-            for category in dict.fromkeys(row["category"] for row in found) if category != "all"
-        ),
-    )  # fmt: skip
-    return noted(lines, report)
-
-
 def pack() -> str:
     report = read("pack.json")
     ways = ("packed", "deflate -9 (a wheel)", "zstd -19", "xz -9e")
@@ -149,19 +131,6 @@ def pack() -> str:
             for r in report["results"]
         ),
         2,
-    )  # fmt: skip
-    return noted(lines, report)
-
-
-def domain() -> str:
-    report = read("domain.json")
-    lines = rows(
-        "codec | bits per byte | MB/s",
-        (
-            [row["codec"], f"{row['bits_per_byte']:.3f}",
-             f"{row['encode_mb_s']:.3f} / {row['decode_mb_s']:.3f}"]
-            for row in summary(report)
-        ),
     )  # fmt: skip
     return noted(lines, report)
 
