@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llmzip.bench import summary
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -116,6 +118,44 @@ def tokenizers() -> str:
         2,
     )  # fmt: skip
     return noted(lines, report, f"Each trained on {report['megabytes']:g} MB of text.")
+
+
+def unseen() -> str:
+    report = read("unseen.json")
+    codecs = list(dict.fromkeys(result["codec"] for result in report["results"]))
+    bits = {(r["category"], r["file"], r["codec"]): r["bits_per_byte"] for r in report["results"]}
+    files = dict.fromkeys((category, file) for category, file, _ in bits)
+    lines = rows(
+        "texts | file | " + " | ".join(codecs),
+        (
+            [category, file, *(f"{bits[category, file, codec]:.3f}" for codec in codecs)]
+            for category, file in files
+        ),
+        texts=2,
+    )
+    means = [row for row in summary(report) if row["category"] != "all"]
+    for category in dict.fromkeys(category for category, _ in files):
+        own = [r["mean_bits_per_byte"] for r in means if r["category"] == category]
+        lines.append(f"| *{category}* | *mean* | {' | '.join(f'{mean:.3f}' for mean in own)} |")
+    return noted(lines, report)
+
+
+def domain() -> str:
+    report = read("domain.json")
+    own = report["training"]
+    lines = rows(
+        "codec | bits per byte, later logs | MB/s",
+        (
+            [row["codec"], f"{row['bits_per_byte']:.3f}",
+             f"{row['encode_mb_s']:.3f} / {row['decode_mb_s']:.3f}"]
+            for row in summary(report)
+        ),
+    )  # fmt: skip
+    held_out = (
+        f"Held out in training: {own['bits_per_byte_before']:.3f} bits per byte before, "
+        f"{own['bits_per_byte_after']:.3f} after (model alone)."
+    )
+    return noted(lines, report, held_out)
 
 
 def pack() -> str:

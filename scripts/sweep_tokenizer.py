@@ -181,8 +181,9 @@ def main() -> None:
                    megabytes=arguments.megabytes, shape=base.as_dict())  # fmt: skip
     figure, (left, right) = sweeping.panels(2)
     whole = [r for r in results if r["head"] == "one stage"]
-    for ax, key, label in ((left, "vocabulary", "vocabulary"), (right, "encode_mb_s", "MB/s")):
-        ax.plot([r[key] for r in whole], [r["archive_bits_per_byte"] for r in whole], "o-")
+    for ax, key, label, mark in ((left, "vocabulary", "vocabulary", "o-"),
+                                 (right, "encode_mb_s", "MB/s", "o")):  # fmt: skip
+        ax.plot([r[key] for r in whole], [r["archive_bits_per_byte"] for r in whole], mark)
         ax.set_xlabel(label + (", encoding" if ax is right else ""))
         ax.margins(0.15)
     left.set_xscale("log", base=2)
