@@ -53,6 +53,7 @@ _TOOLS = {  # compress INPUT to OUTPUT, and back
 
 
 def _best(work: Callable[[], object], seconds: float = 0.5) -> float:
+    work()  # compiles, if it was never called
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
