@@ -150,6 +150,8 @@ RESEARCH = (
     research.tokenizers,
     research.shrink,
     research.settings,
+    research.unseen,
+    research.domain,
 )
 TABLES = [
     ("README.md", "bench", bench),

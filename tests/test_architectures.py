@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 import llmzip
 from llmzip import models, predictor
-from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.errors import InexactDevice, UnsupportedModel, WrongModel
 from llmzip.exact import certify, convert, ops, tables
 from llmzip.predictor import Context
 
@@ -273,7 +273,11 @@ def test_keys_with_huge_biases_cost_little(tmp_path: Path) -> None:
     ids = ids[:250].view(2, 125)
     expected = _nats(_float_logits(tmp_path, ids), ids)
     assert _nats(_scored(_predictor(tmp_path, "a16"), ids), ids) < expected * 1.005
-    assert _nats(_scored(_predictor(tmp_path, "old a16k8"), ids), ids) > expected * 1.02
+    try:
+        old = _predictor(tmp_path, "old a16k8")
+    except InexactDevice as error:  # the square roots of early versions are not computed here
+        pytest.skip(str(error))
+    assert _nats(_scored(old, ids), ids) > expected * 1.02
 
 
 def test_half_precision_checkpoints_are_not_copied(

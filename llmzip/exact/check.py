@@ -70,7 +70,7 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
 
 
-_LIBRARY_ROOT = "269dd9bbb1a91403"  # by Intel's MKL
+_LIBRARY_ROOT = "269dd9bbb1a91403"  # by Intel's MKL on AMD's CPUs
 
 
 def digest(result: Tensor) -> str:
@@ -103,5 +103,5 @@ def require_library_root(device: str) -> None:
     if digest(ops.library_root(numbers(1200, 1).abs().to(device))) != _LIBRARY_ROOT:
         raise InexactDevice(
             f"the archive is of an early version, whose square roots {device!r} does not compute; "
-            "a CPU where PyTorch is built with MKL reads it"
+            "an AMD CPU with a PyTorch built with MKL reads it"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,7 +48,7 @@ from llmzip.exact.llama import rotary_frequencies
 ATTENTION = "llmzip_exact"
 # what attention may be told besides, as it changes nothing: we know positions, and do not train
 _NEUTRAL = {"position_ids", "cache_position", "position_embeddings", "use_cache", "layer_idx",
-            "past_key_values", "num_items_in_batch", "deterministic"}  # fmt: skip
+            "cache", "past_key_values", "num_items_in_batch", "deterministic"}  # fmt: skip
 _TOLERANCE = 1e-3  # between a module and its exact form on a probe, relative to the largest value
 _ACTIVATION_TOLERANCE = 1e-5  # at entries of the table; erf and tanh GELU differ by 5e-4
 
@@ -390,6 +391,8 @@ class ExactTransformer:
         if prefix not in self.network._modules:
             raise UnsupportedModel(f"{type(self.network).__name__} has no {prefix!r} and a head")
         self._body: nn.Module = self.network.base_model
+        known = inspect.signature(self._body.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # before 5.24
         # the network once more, with the same head, but what comes before it left out
         self._head = copy.copy(self.network)
         self._head._modules = {**self.network._modules, prefix: _Given()}
@@ -447,7 +450,7 @@ class ExactTransformer:
         return {
             "input_ids": ids,
             "position_ids": positions.expand(ids.shape[0], -1),
-            "past_key_values": cache,
+            self._cache_name: cache,
             "use_cache": True,
         }
 

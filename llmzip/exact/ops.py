@@ -157,7 +157,7 @@ class Linear:
 
 
 def root(x: Tensor) -> Tensor:
-    """√x, correctly rounded, which torch's own float32 root is not where it is MKL's.
+    """√x, correctly rounded, which torch's own float32 root is not where it is MKL's on an AMD CPU.
 
     A float64 root rounds to the right float32, even if its own last bits are wrong: roots of 24
     bits stay 2^-49 away, relatively, from where rounding turns.

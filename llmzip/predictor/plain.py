@@ -24,7 +24,7 @@ from llmzip.predictor.base import Context, context_for, require_memory
 _ATTENTION = "eager"  # the one that every architecture has
 # transformers computes some layers by these where they are installed
 _KERNELS = ("kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm", "flash-attn")
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state")  # "cache" since transformers 5.24
 
 
 def environment(device: str) -> dict[str, str]:
@@ -142,7 +142,8 @@ class _PlainRun:
             out = self._p.network(input_ids=ids.to(self._p.network.device), use_cache=True, **given)
         except Exception as error:  # some architectures cannot go on from a cache
             raise UnsupportedModel(f"{name} fails in {type(error).__name__}: {error}") from None
-        self._cache = {n: out[n] for n in _CACHES if out.get(n) is not None}
+        names = ("cache",) if out.get("cache") is not None else _CACHES
+        self._cache = {n: out[n] for n in names if out.get(n) is not None}
         if not self._cache:
             raise UnsupportedModel(f"{name} keeps no cache that steps could go on from")
         self._position += ids.shape[1]
