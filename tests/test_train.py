@@ -16,6 +16,7 @@ from conftest import TINY as TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmzip
+from llmzip import models
 from llmzip.errors import LlmzipError
 from llmzip.exact.llama import Architecture
 from llmzip.train import config as configuration
@@ -231,6 +232,7 @@ def test_a_model_learns_a_domain(sliding: bool, tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(lines))
     report = domain.train([tmp_path / "log"], tmp_path / "new", str(base), 1, max_steps=25)
     assert report["bits_per_byte_after"] < 0.7 * report["bits_per_byte_before"]
+    assert models.load(str(tmp_path / "new")).quantised  # so that 8-bit inference is chosen
     content = "".join(lines[:100]).encode()
     sizes = []
     for model_folder in (base, tmp_path / "new"):

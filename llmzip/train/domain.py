@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from llmzip import models
 from llmzip.errors import LlmzipError
 from llmzip.exact.llama import Architecture
+from llmzip.models.store import save_int8
 from llmzip.tokens import Tokens
 from llmzip.train import evaluate, loop, run
 from llmzip.train.config import Config
@@ -67,7 +68,7 @@ def network_of(files: models.ModelFiles) -> PreTrainedModel:
 def train(
     paths: list[Path], out: Path, base: str, budget: float, max_steps: int | None = None
 ) -> dict[str, Any]:
-    """Fine-tune for `budget` seconds and write the folder `out`; returns the report.
+    """Fine-tune for `budget` seconds and write the folder `out`, int8; returns the report.
 
     The held-out pieces' bits per byte, before and after, are of exact inference with a8.
     """
@@ -107,7 +108,9 @@ def train(
         network, progress = loop.train(
             config, work, budget, phase="decay", network=network_of(files), max_steps=max_steps
         )
-        run.export(network, work, out)
+        run.export(network, work, work / "floats")
+        # trained for 8-bit inference, which `--model` chooses for weights in this form
+        save_int8(str(work / "floats"), out)
         after = evaluate.exact_bits_per_byte(models.load(str(out)), work / "held-out")
     torch.set_flush_denormal(False)
     return {
