@@ -133,10 +133,10 @@ def unseen() -> str:
         ),
         texts=2,
     )
-    means = [row for row in summary(report) if row["category"] != "all"]
+    means = {(r["category"], r["codec"]): r["mean_bits_per_byte"] for r in summary(report)}
     for category in dict.fromkeys(category for category, _ in files):
-        own = [r["mean_bits_per_byte"] for r in means if r["category"] == category]
-        lines.append(f"| *{category}* | *mean* | {' | '.join(f'{mean:.3f}' for mean in own)} |")
+        cells = " | ".join(f"{means[category, codec]:.3f}" for codec in codecs)
+        lines.append(f"| *{category}* | *mean* | {cells} |")
     return noted(lines, report)
 
 
