@@ -205,9 +205,14 @@ def test_the_whole_way(corpus: Path, tmp_path: Path) -> None:
     dev = tmp_path / "dev"
     dev.mkdir()
     (dev / "prose.txt").write_text(PROSE[::-1] + PROSE)
-    arguments = ["--config", config, "--corpus", corpus, "--work", tmp_path / "w", "--dev", dev]
-    arguments += ["--budget", "4s", "--out", tmp_path / "model", "--results", tmp_path / "results"]
-    assert run.main([str(a) for a in arguments]) == 0
+    source = ["--config", str(config), "--corpus", str(corpus), "--work", str(tmp_path / "w")]
+    with pytest.raises(SystemExit):
+        run.main(source)
+    assert run.main([*source, "--prepare-only"]) == 0
+    packed = (tmp_path / "w" / "tokens.npy").read_bytes()
+    arguments = ["--dev", dev, "--out", tmp_path / "model", "--results", tmp_path / "results"]
+    assert run.main([*source, "--budget", "4s", *map(str, arguments)]) == 0
+    assert (tmp_path / "w" / "tokens.npy").read_bytes() == packed
 
     report = json.loads((tmp_path / "results" / "report.json").read_text())
     assert report["config"]["name"] == "mini"

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train an embedded model from a corpus.")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of texts")
-    parser.add_argument("--budget", type=seconds, required=True, help="such as 90s, 45m, 2h")
+    parser.add_argument("--budget", type=seconds, help="such as 90s, 45m, 2h")
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens, checkpoints")
     parser.add_argument("--out", type=Path, help="folder for the model (default: WORK/export)")
     parser.add_argument("--dev", type=Path, help="folder of texts to evaluate on, never trained on")
@@ -50,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+    options = parser()
+    given = options.parse_args(arguments)
+    if given.budget is None and not given.prepare_only:
+        options.error("--budget is needed, unless --prepare-only")
     try:
         run(given)
     except LlmzipError as error:
