@@ -174,6 +174,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(work: Path, tmp_path: Path) -
         assert torch.equal(one, other)
 
 
+def test_a_resumed_run_logs_as_an_uninterrupted_one(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it goes on from before the end of the log, and between two entries."""
+    monkeypatch.setattr(loop, "_LOG_STEPS", 4)
+    log = work / "loss.jsonl"
+
+    def logged() -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        return [(line["step"], line["loss"]) for line in lines]
+
+    loop.train(TINY, work, 1, phase="stable", max_steps=6)
+    shutil.copy(work / "checkpoint.safetensors", work / "sixth.safetensors")
+    loop.train(TINY, work, 1, phase="stable", max_steps=14, resume=True)
+    whole = logged()
+    shutil.move(work / "sixth.safetensors", work / "checkpoint.safetensors")
+    loop.train(TINY, work, 1, phase="stable", max_steps=6, resume=True)
+    assert logged() == whole[:3]
+    assert [step for step, _ in whole] == [4, 8, 12, 16, 20]
+    losses = [loss for _, loss in whole]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] - losses[1] < 1.5  # a mean over two steps is no half of one
+
+
 def test_a_run_goes_on_from_a_compact_checkpoint(work: Path) -> None:
     whole, _ = loop.train(TINY, work, 1, phase="stable", max_steps=5)
     loop.write_compact(work / "checkpoint.safetensors", work / "compact.safetensors")

@@ -77,7 +77,10 @@ def train(
     before = progress.seconds
     log = log or work / "loss.jsonl"
     main = accelerator.is_main_process
+    if main:
+        _rewind(log, progress.step)
     total = torch.zeros((), device=accelerator.device)  # nats since last logged
+    logged = progress.step
     bar = tqdm(total=round(budget), unit="s", desc=config.name, disable=None if main else True)
     while True:
         spent = (time.time() - start) / budget
@@ -113,8 +116,9 @@ def train(
         progress.tokens += rows.size * accelerator.num_processes
         progress.seconds = before + time.time() - start
         if main and progress.step % _LOG_STEPS == 0:
-            progress.loss = float(total) / _LOG_STEPS  # waits for the device
+            progress.loss = float(total) / (progress.step - logged)  # waits for the device
             total.zero_()
+            logged = progress.step
             bits = progress.loss * nats_to_bits
             _append(log, progress, bits, falling)
             bar.set_postfix(bits_per_byte=f"{bits:.3f}", tokens=f"{progress.tokens / 1e6:.1f}M")
@@ -135,6 +139,13 @@ def _bits_per_byte(work: Path) -> float:
 
     tokens = len(np.load(work / "tokens.npy", mmap_mode="r"))
     return tokens / float((work / "bytes.txt").read_text()) / math.log(2)
+
+
+def _rewind(log: Path, step: int) -> None:
+    """Forget what was logged after the step that is gone on from: it is trained again."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _append(log: Path, progress: Progress, bits: float, falling: float) -> None:
