@@ -236,6 +236,8 @@ def test_help() -> None:
     assert "pipes" in topics
     assert b"tar --use-compress-program" in run("help", "pipes").stdout
     assert run("help", "compress").stdout == run("compress", "--help").stdout
+    assert run("compress", "--help").stdout.startswith(b"usage: llmzip compress [-h]")
+    assert b"\nllmzip train: error: the following" in run("train").stderr
     assert run("help", "nothing").returncode == 2
     assert b"llmzip [-d|-t|-l]" in run("--help").stdout
 

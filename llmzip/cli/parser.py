@@ -56,7 +56,10 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
         "called like a command is given as ./NAME.",
     )
     parser.add_argument("--version", action="version", version=f"llmzip {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    # without prog, the usage of each command would begin with all of _SUMMARY
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", title="commands", prog="llmzip"
+    )
     names: list[str] = []
 
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
