@@ -207,7 +207,10 @@ def circumstances(options: Options) -> dict[str, Any]:
 
 def _command() -> str:
     """As it was typed, of paths only their last part."""
-    return " ".join(Path(word).name if "/" in word else word for word in sys.argv)
+    program, *words = sys.argv
+    if Path(program).name == "__main__.py":  # python -m llmzip
+        program = str(Path(program).parent)
+    return " ".join(Path(word).name if "/" in word else word for word in (program, *words))
 
 
 def _commit() -> str | None:
