@@ -209,7 +209,7 @@ def _command() -> str:
     """As it was typed, of paths only their last part."""
     program, *words = sys.argv
     if Path(program).name == "__main__.py":  # python -m llmzip
-        program = str(Path(program).parent)
+        program = "llmzip"
     return " ".join(Path(word).name if "/" in word else word for word in (program, *words))
 
 
