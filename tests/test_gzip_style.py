@@ -179,7 +179,14 @@ def test_what_is_lost_is_told_and_the_rest_salvaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_partial_file(number: int, tmp_path: Path) -> None:
     command = [*LLMZIP.split(), "-", "-o", "out.llmz"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        # what a shell starts in the background ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert process.stdin is not None
     process.stdin.write(PROSE.encode())
     process.stdin.flush()
