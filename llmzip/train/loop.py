@@ -145,7 +145,10 @@ def _rewind(log: Path, step: int) -> None:
     """Forget what was logged after the step that is gone on from: it is trained again."""
     if log.exists():
         lines = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        temporary = log.with_suffix(".partial")
+        temporary.write_text(kept)
+        os.replace(temporary, log)
 
 
 def _append(log: Path, progress: Progress, bits: float, falling: float) -> None:
