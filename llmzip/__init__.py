@@ -16,6 +16,7 @@ from llmzip.errors import (
     CorruptArchive,
     InexactDevice,
     LlmzipError,
+    PaddingWarning,
     TooLong,
     TruncatedArchive,
     UnsupportedArchive,
@@ -41,6 +42,7 @@ __all__ = [
     "LlmzipError",
     "LlmzipFile",
     "Options",
+    "PaddingWarning",
     "TooLong",
     "TruncatedArchive",
     "UnsupportedArchive",
@@ -89,8 +91,9 @@ def compress(
     `verify` decodes each frame before it is kept; `same_environment` takes any causal model, in
     plain floating point, for this machine and these versions alone. Raises LlmzipError.
     """
-    from llmzip.codec import ArchiveWriter, Options
+    from llmzip.codec import ArchiveWriter, Options, bytes_like
 
+    view = bytes_like(data, "compress")
     sink = io.BytesIO()
     writer = ArchiveWriter(
         sink,
@@ -103,7 +106,7 @@ def compress(
             same_environment=same_environment,
         ),
     )
-    writer.write(data)
+    writer.write(view)
     writer.finish()
     return sink.getvalue()
 
@@ -117,15 +120,17 @@ def decompress(
     allow_download: bool = False,
     max_length: int | None = None,
 ) -> bytes:
-    """An archive → the bytes that were compressed, or an LlmzipError; never other bytes.
+    """An archive → the bytes that were compressed, or an LlmzipError; never other bytes. Of
+    archives that follow each other it gives all contents.
 
     `model` is needed only if the archive was made with one that is not embedded; with
     `allow_download` an archive that names a hub model may have it fetched. `force` tries an
     archive of another environment. Content of more than `max_length` bytes raises TooLong
     before it is decoded.
     """
-    from llmzip.codec import ArchiveReader, Options
+    from llmzip.codec import ArchiveReader, Options, bytes_like
 
+    source = io.BytesIO(bytes_like(data, "decompress"))
     options = Options(
         model=model,
         device=device,
@@ -133,4 +138,4 @@ def decompress(
         allow_download=allow_download,
         max_length=max_length,
     )
-    return b"".join(ArchiveReader(io.BytesIO(data), options))
+    return b"".join(ArchiveReader(source, options))

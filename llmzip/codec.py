@@ -28,6 +28,14 @@ from llmzip.errors import (
     WrongEnvironment,
     WrongModel,
 )
+from llmzip.header import (
+    DIGEST_START,
+    Header,
+    ModelHeader,
+    round_length,
+    write_header,
+    write_short_header,
+)
 from llmzip.team import Team
 
 if TYPE_CHECKING:
@@ -147,8 +155,9 @@ class _Get:
     """Of few words for many symbols, damage shows when these have said more than words can: it
     would take hours to come to the end, and to the check of the content."""
 
-    def __init__(self, decoder: Decoder, words: int, symbols: int) -> None:
+    def __init__(self, decoder: Decoder, payload_length: int, symbols: int) -> None:
         self._decoder = decoder
+        words = -(-payload_length // 4)
         # 32 bits a word, and a quarter more, as the coder rounds rare symbols to 2^-24
         self._left = 40.0 * (words + 4) if symbols > _FEW * (words + 4) else math.inf
 
@@ -196,6 +205,7 @@ class FrameCodec:
 
         self.tokens, self.predictor, self.memory = tokens, predictor, memory
         self._kinds = kinds(tokens.spellings)
+        self._lengths = np.array([len(spelling or b"") for spelling in tokens.spellings])
         self.layout = Layout(predictor.vocabulary, tokens.size)
 
     def encode(
@@ -204,17 +214,23 @@ class FrameCodec:
         streams: int | None,
         progress: Progress,
         stream_tokens: int = STREAM_TOKENS,
+        *,
+        short: bool = False,
     ) -> container.Frame:
-        """A MODEL frame; `progress` is told of `content` while it is scored."""
+        """A MODEL frame; `progress` is told of `content` while it is scored. If `short` and one
+        stream holds it all, the frame is that of a short archive, without a number of tokens."""
         from llmzip.coder import Encoder
 
         ids = self.tokens.encode(content)
         streams = self._plan_streams(len(ids), streams, stream_tokens)
+        short = short and streams == 1
         encoder = Encoder()
         report = _Share(progress, len(content), encoder.size)
-        self._put_all(ids, streams, _Put(encoder), report)
-        payload = encoder.words()
-        return container.Frame(container.MODEL, len(content), payload, len(ids), streams)
+        self._put_all(ids, streams, _Put(encoder), report, len(content) if short else None)
+        payload = encoder.payload()
+        progress(0, max(0, len(payload) - encoder.size()))
+        tokens = 0 if short else len(ids)
+        return container.Frame(container.MODEL, len(content), payload, tokens, streams)
 
     def costs(
         self,
@@ -222,23 +238,28 @@ class FrameCodec:
         streams: int | None,
         progress: Progress,
         stream_tokens: int = STREAM_TOKENS,
+        *,
+        short: bool = False,
     ) -> tuple[list[bytes], np.ndarray]:
         """What `encode` would spend: the tokens of `content`, and bits of each, float64 [n]."""
         ids = self.tokens.encode(content)
         streams = self._plan_streams(len(ids), streams, stream_tokens)
         weigh = _Weigh()
         report = _Share(progress, len(content), lambda: int(weigh.total) // 8)
-        self._put_all(ids, streams, weigh, report)
+        self._put_all(ids, streams, weigh, report, len(content) if short and streams == 1 else None)
         table = np.zeros((-(-len(ids) // streams), streams))
         for step, (row, column) in enumerate(zip(weigh.bits[::2], weigh.bits[1::2], strict=True)):
             table[step, : len(row)] = row + column
         pieces = [self.tokens.decode(ids[i : i + 1]) for i in range(len(ids))]
         return pieces, _gather(table, len(ids) - (len(table) - 1) * streams)
 
-    def _put_all(self, ids: np.ndarray, streams: int, turn: _Known, report: _Share) -> None:
-        """Every id's row and column to `turn`, ids int32 [n]."""
+    def _put_all(
+        self, ids: np.ndarray, streams: int, turn: _Known, report: _Share, steps: int | None
+    ) -> None:
+        """Every id's row and column to `turn`, ids int32 [n]; `steps` is what the decoder makes
+        room for, if not what it takes."""
         table, last = _deal(ids, streams)
-        memory = self._new_memory(streams, len(table))
+        memory = self._new_memory(streams, steps or len(table))
         if memory is not None:
             memory.recall_all(table, last)
         with Team(streams, self.predictor.cores(len(ids))) as team:
@@ -271,8 +292,12 @@ class FrameCodec:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
         from llmzip.coder import Decoder
 
-        steps = -(-frame.tokens // frame.streams)
-        last = frame.tokens - (steps - 1) * frame.streams
+        if not frame.content_length:
+            return b""
+        short = not frame.tokens  # then it is over when the content is, a byte a token at least
+        tokens = frame.tokens or frame.content_length
+        steps = -(-tokens // frame.streams)
+        last = tokens - (steps - 1) * frame.streams
         memory = self.predictor.memory(frame.streams, steps)
         if frame.streams > 1 and memory > MEMORY_LIMIT:
             raise UnsupportedArchive(
@@ -282,14 +307,15 @@ class FrameCodec:
         table = np.zeros((steps, frame.streams), dtype=np.int32)
         no_candidates = np.zeros((frame.streams, 0), dtype=np.int32)
         decoder = Decoder(frame.payload)
-        turn = _Get(decoder, len(frame.payload) // 4, 2 * frame.tokens)
+        turn = _Get(decoder, len(frame.payload), 2 * tokens)
         report = _Share(progress, frame.content_length, None, len(frame.payload))
         with Team(frame.streams, self.predictor.cores(frame.streams)) as team:
             parts = team.parts
             runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
             remembered = self._new_memory(frame.streams, steps)
             coming = team.start(self._advance, runs, [None] * len(parts))
-            for step in range(steps):
+            left, step = frame.content_length, 0
+            while step < steps:
                 candidates = remembered.recall() if remembered is not None else no_candidates
                 weights = team.results(coming)
                 n = last if step == steps - 1 else frame.streams
@@ -310,14 +336,17 @@ class FrameCodec:
                 )
                 if int(ids.max()) >= self.layout.size:
                     raise CorruptArchive("the archive holds a token beyond the vocabulary")
+                if short:
+                    left -= int(self._lengths[ids[0]])
+                    steps = steps if left > 0 else step + 1
                 if step < steps - 1:  # the next step, while the memory learns from this one
                     coming = team.start(self._advance, runs, [ids[part] for part in parts])
                 if remembered is not None:
                     remembered.learn(ids)
                     remembered.observe(ids)
-                report.done((step + 1) / steps)
-        decoder.finish()
-        return self.tokens.decode(_gather(table, last))
+                step += 1
+                report.done(1 - max(0, left) / frame.content_length if short else step / steps)
+        return self.tokens.decode(_gather(table[:steps], last))
 
     def _new_memory(self, streams: int, steps: int) -> _Memory | None:
         if not self.memory:
@@ -504,7 +533,9 @@ def _frame_codec(
     return _ready[key]
 
 
-def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
+def _for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | None]:
+    """What the header says of the model, the codec, and the header of a short archive where such
+    a one would decode to the same."""
     from llmzip import models, predictor
 
     name = options.model or models.DEFAULT
@@ -518,21 +549,23 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
     else:
         kind = options.activations or predictor.default_activations(files)
         default = predictor.default_context(files)
-    window, overlap = options.context or (default.window, default.overlap)
-    window, overlap = container.round_length(window), container.round_length(overlap)
+    standard = round_length(default.window), round_length(default.overlap)
+    window, overlap = map(round_length, options.context) if options.context else standard
     memory = _MEMORIES[-1] if options.memory else 0
     codec = _frame_codec(files, kind, window, overlap, options.device, memory)
     profile = next(number for number, k in PROFILES.items() if k == kind)
-    header = container.ModelHeader(
+    header = ModelHeader(
         profile=profile | memory << 4,
-        digest_start=files.digest[: container.DIGEST_START],
+        digest_start=files.digest[:DIGEST_START],
         window=window,
         overlap=overlap,
         certificate=codec.predictor.certificate,
         environment=environment,
         name="" if name in models.EMBEDDED else _public_name(name),
     )
-    return header, codec
+    defaults = (*standard, predictor.default_activations(files), True)
+    usual = (window, overlap, kind, options.memory) == defaults and name in models.EMBEDDED
+    return header, codec, write_short_header(files.digest) if usual else None
 
 
 def _public_name(name: str) -> str:
@@ -542,18 +575,22 @@ def _public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
-    kind, memory = PROFILES.get(header.profile & 15), header.profile >> 4
+def _for_reading(header: Header, options: Options) -> FrameCodec:
+    model = header.model
+    assert model is not None  # the container sees to it
+    if header.short:
+        return _for_short(model, options)
+    kind, memory = PROFILES.get(model.profile & 15), model.profile >> 4
     if kind is None or memory not in _MEMORIES:
         raise UnsupportedArchive(
-            f"profile {header.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
+            f"profile {model.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
             f"and memory {list(_MEMORIES)}"
         )
-    files = find_model(header, options.model, allow_download=options.allow_download)
+    files = find_model(model, options.model, allow_download=options.allow_download)
     if kind == "plain" and not options.force:
-        _require_environment(header.environment, options.device)
-    codec = _frame_codec(files, kind, header.window, header.overlap, options.device, memory)
-    if codec.predictor.certificate != header.certificate:
+        _require_environment(model.environment, options.device)
+    codec = _frame_codec(files, kind, model.window, model.overlap, options.device, memory)
+    if codec.predictor.certificate != model.certificate:
         from importlib.metadata import version
 
         raise WrongModel(
@@ -561,6 +598,22 @@ def _for_reading(header: container.ModelHeader, options: Options) -> FrameCodec:
             "version that the archive was written with; another version may decode it"
         )
     return codec
+
+
+def _for_short(model: ModelHeader, options: Options) -> FrameCodec:
+    """An embedded model with its defaults."""
+    from llmzip import models, predictor
+
+    name = models.embedded_with_digest(model.digest_start)
+    if name is None:
+        raise WrongModel(
+            f"the archive needs an embedded model of digest {model.digest_start.hex()}…, which "
+            "this version of llmzip does not have"
+        )
+    files = find_model(model, options.model or name)
+    context, kind = predictor.default_context(files), predictor.default_activations(files)
+    window, overlap = round_length(context.window), round_length(context.overlap)
+    return _frame_codec(files, kind, window, overlap, options.device, _MEMORIES[-1])
 
 
 def _require_environment(recorded: str, device: str) -> None:
@@ -587,7 +640,7 @@ def _require_environment(recorded: str, device: str) -> None:
 
 
 def find_model(
-    header: container.ModelHeader, name: str | None = None, *, allow_download: bool = False
+    header: ModelHeader, name: str | None = None, *, allow_download: bool = False
 ) -> ModelFiles:
     """The model that an archive asks for: the one named, or an embedded one.
 
@@ -622,20 +675,27 @@ class FrameWriter:
 
     def __init__(self, options: Options, progress: Progress | None = None) -> None:
         self._options, self._progress = options, progress or _silent
-        self._model: tuple[container.ModelHeader, FrameCodec] | None = None
+        self._model: tuple[ModelHeader, FrameCodec, Header | None] | None = None
 
-    def header(self, frame: container.Frame) -> container.ModelHeader | None:
+    def header(self, frame: container.Frame) -> Header:
         """What an archive begins with whose first frame is this one: no model if it needs none."""
-        return self._with_model()[0] if frame.kind == container.MODEL or not frame.last else None
+        needed = frame.kind == container.MODEL or not frame.last
+        if not needed:
+            return write_header(None)
+        model, _, short = self._with_model()
+        if frame.kind == container.MODEL and not frame.tokens:
+            assert short is not None
+            return short
+        return write_header(model)
 
-    def _with_model(self) -> tuple[container.ModelHeader, FrameCodec]:
+    def _with_model(self) -> tuple[ModelHeader, FrameCodec, Header | None]:
         if self._model is None:
             self._model = _for_writing(self._options)
         return self._model
 
-    def _model_fields(self, first: bool) -> int:
+    def _model_fields(self, frame: container.Frame, first: bool) -> int:
         """Bytes that a model frame needs in the header and by itself, if it is the first."""
-        if not first:
+        if not first or not frame.tokens:
             return 0
         header = self._with_model()[0]
         texts = header.name.encode() + header.environment.encode() + header.certificate
@@ -648,13 +708,19 @@ class FrameWriter:
         if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
             self._progress(len(content), len(stored.payload))
             return stored
-        codec = self._with_model()[1]
+        _, codec, short = self._with_model()
         if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
             self._progress(len(content), len(stored.payload))
             return stored
         options = self._options
-        frame = codec.encode(content, options.streams, self._progress, options.stream_tokens)
-        if len(frame.payload) + self._model_fields(first) >= len(stored.payload):
+        frame = codec.encode(
+            content,
+            options.streams,
+            self._progress,
+            options.stream_tokens,
+            short=short is not None and first and last and len(content) <= container.SMALL,
+        )
+        if len(frame.payload) + self._model_fields(frame, first) >= len(stored.payload):
             self._progress(0, len(stored.payload) - len(frame.payload))
             return stored
         if (options.verify or options.same_environment) and codec.decode(frame, _silent) != content:
@@ -676,13 +742,16 @@ class ArchiveWriter:
         self._writer: container.Writer | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Take `data` in; frames that are complete go to the sink."""
-        self._buffer += data
+        """Take `data` in; frames that are complete go to the sink. Returns its length in bytes.
+        Raises TypeError for what is not bytes-like."""
+        with bytes_like(data, "write") as view:
+            self._buffer += view
+            length = view.nbytes
         size = self._options.frame_size
         while len(self._buffer) > size:  # the last frame must be known as such, so keep one
             self._write_frame(bytes(self._buffer[:size]), last=False)
             del self._buffer[:size]
-        return len(data)
+        return length
 
     def finish(self) -> None:
         """Write the last frame."""
@@ -698,6 +767,18 @@ class ArchiveWriter:
         if self._writer is None:
             self._writer = container.Writer(self._sink, self._frames.header(frame))
         self._writer.write(frame, content)
+
+
+def bytes_like(data: Any, function: str) -> memoryview:
+    """A view of any bytes-like object as bytes. Raises TypeError that says what is needed."""
+    try:
+        view = memoryview(data)
+    except TypeError:
+        encode = "; encode the text first, as in text.encode()" if isinstance(data, str) else ""
+        raise TypeError(
+            f"{function} needs a bytes-like object, not {type(data).__name__}{encode}"
+        ) from None
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def _silent(content: int, coded: int) -> None:
@@ -755,22 +836,27 @@ class FrameReader:
     """Frames of one archive → their contents, unverified; the model is loaded for the first
     frame that needs it."""
 
-    def __init__(
-        self, model: container.ModelHeader | None, options: Options, progress: Progress
-    ) -> None:
-        self._model, self._options, self._progress = model, options, progress
+    def __init__(self, options: Options, progress: Progress) -> None:
+        self._options, self._progress = options, progress
+        self._header: Header | None = None
         self._codec: FrameCodec | None = None
         self._length = 0
 
-    def prepare(self) -> FrameCodec:
-        """Load the model, if it is not. Raises LlmzipError if it cannot be had."""
-        if self._codec is None:
-            assert self._model is not None  # the container sees to it
-            self._codec = _for_reading(self._model, self._options)
+    def prepare(self, header: Header) -> FrameCodec:
+        """Load the model that an archive asks for, if it is not. Raises LlmzipError if it cannot
+        be had."""
+        if self._codec is None or header != self._header:
+            self._codec = None
+            self._codec = _for_reading(header, self._options)
+            self._header = header
         return self._codec
 
-    def content(self, frame: container.Frame, offset: int | None = None) -> bytes:
-        """Raises CorruptArchive where it shows, and TooLong before what ends more than max_length
+    def content(
+        self, frame: container.Frame, header: Header, offset: int | None = None
+    ) -> bytes:
+        """The content of a frame of an archive that begins with `header`.
+
+        Raises CorruptArchive where it shows, and TooLong before what ends more than max_length
         bytes from the start is decoded; `offset` is where it starts, after what was decoded so
         far unless it is given."""
         limit = self._options.max_length
@@ -778,17 +864,22 @@ class FrameReader:
         if limit is not None and start + frame.content_length > limit:
             raise TooLong(f"the archive holds more than {limit} bytes, the most that is allowed")
         if frame.kind == container.MODEL:
-            content = self.prepare().decode(frame, self._progress)
+            content = self.prepare(header).decode(frame, self._progress)
         else:
             content = _unstored(frame)
             self._progress(len(content), len(frame.payload))
         self._length += len(content)
         return content
 
-    def costs(self, frame: container.Frame, content: bytes) -> tuple[list[bytes], np.ndarray]:
-        """The tokens of a frame, and bits of each; a stored frame's bits are the same for all."""
+    def costs(
+        self, frame: container.Frame, header: Header, content: bytes, *, memory: bool = True
+    ) -> tuple[list[bytes], np.ndarray]:
+        """The tokens of a frame, and bits of each; a stored frame's bits are the same for all.
+        Without `memory`, what the language model alone would spend."""
         if frame.kind == container.MODEL:
-            return self.prepare().costs(content, frame.streams, _silent)
+            short, codec = not frame.tokens, self.prepare(header)
+            codec = codec if memory else FrameCodec(codec.tokens, codec.predictor, memory=0)
+            return codec.costs(content, frame.streams, _silent, short=short)
         return stored_costs(content, frame)
 
 
@@ -797,8 +888,14 @@ def costs(
 ) -> tuple[list[bytes], np.ndarray]:
     """What compressing `content` as one frame would spend: its tokens, and bits of each,
     float64 [n]. Raises LlmzipError."""
-    codec = _for_writing(options)[1]
-    return codec.costs(content, options.streams, progress, options.stream_tokens)
+    _, codec, short = _for_writing(options)
+    return codec.costs(
+        content,
+        options.streams,
+        progress,
+        options.stream_tokens,
+        short=short is not None and len(content) <= container.SMALL,
+    )
 
 
 def archive_costs(
@@ -806,15 +903,17 @@ def archive_costs(
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
     """The same of each frame of an archive, verified; of stored frames, of their lines."""
     reader = container.Reader(source)
-    frames = FrameReader(reader.model, options, progress)
+    frames = FrameReader(options, progress)
     while (frame := reader.next_frame()) is not None:
-        content = frames.content(frame)
+        header = reader.part.header
+        content = frames.content(frame, header)
         reader.accept(frame, content)
-        yield frames.costs(frame, content)
+        yield frames.costs(frame, header, content)
 
 
 class ArchiveReader:
-    """Iterates over the verified contents of an archive's frames."""
+    """Iterates over the verified contents of an archive's frames, and of those archives that
+    follow it in the source."""
 
     def __init__(
         self,
@@ -822,19 +921,25 @@ class ArchiveReader:
         options: Options | None = None,
         progress: Progress | None = None,
         *,
-        alone: bool = True,
+        alone: bool = False,
     ) -> None:
-        """Reads the header; if `alone`, bytes that follow the archive are refused.
+        """Reads the header; if `alone`, nothing beyond the first archive's end is read.
 
         Raises CorruptArchive, UnsupportedArchive.
         """
         self._reader = container.Reader(source, alone=alone)
-        self.model = self._reader.model
-        self._frames = FrameReader(self.model, options or Options(), progress or _silent)
-        # of the frames known so far: first byte in the source and in the content; for `seek`
+        self._frames = FrameReader(options or Options(), progress or _silent)
+        # of the frames known so far: first byte in the source and in the content, and the number
+        # of the archive that they belong to; for `seek`
         self._positions, self._offsets = array("Q"), array("Q")
+        self._numbers, self._parts = array("Q"), list[container.Part]()
         if source.seekable():
             self._note(self._reader.place())
+
+    @property
+    def model(self) -> ModelHeader | None:
+        """What the archive that was read last asks for."""
+        return self._reader.model
 
     def __iter__(self) -> Iterator[bytes]:
         while (content := self.read_frame()) is not None:
@@ -845,7 +950,7 @@ class ArchiveReader:
         frame = self._reader.next_frame()
         if frame is None:
             return None
-        content = self._frames.content(frame, self._reader.offset)
+        content = self._frames.content(frame, self._reader.part.header, self._reader.offset)
         self._reader.accept(frame, content)
         return content
 
@@ -856,17 +961,26 @@ class ArchiveReader:
         The source must be seekable. Raises CorruptArchive where the lengths lead astray.
         """
         known = bisect.bisect_right(self._offsets, offset) - 1
-        self._reader.go(container.Place(known, self._positions[known], self._offsets[known]))
-        while True:
-            place = self._reader.place()
-            if not self._reader.hop():
-                return place.offset
+        self._reader.go(
+            container.Place(
+                self._parts[self._numbers[known]],
+                known,
+                self._positions[known],
+                self._offsets[known],
+            )
+        )
+        while (place := self._reader.place()) is not None:
             self._note(place)
+            self._reader.hop()
             if self._reader.offset > offset:
                 self._reader.go(place)
                 return place.offset
+        return self._reader.offset
 
-    def _note(self, place: container.Place) -> None:
-        if place.frame == len(self._offsets):
+    def _note(self, place: container.Place | None) -> None:
+        if place is not None and place.frame == len(self._offsets):
             self._positions.append(place.position)
             self._offsets.append(place.offset)
+            self._numbers.append(place.part.number)
+            if place.part.number == len(self._parts):
+                self._parts.append(place.part)

@@ -1,4 +1,4 @@
-"""Symbols + weights ↔ words. The only file that imports constriction.
+"""Symbols + weights ↔ payload bytes. The only file that imports constriction.
 
 Range coding with categorical models whose weights are float64 arrays of integers ≥ 1, a row
 each, two columns at least. Knows nothing of models and of frames.
@@ -16,10 +16,11 @@ from llmzip.errors import CorruptArchive
 # Without perfect=… constriction prints a warning to stdout, where the data may be going.
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 WORD_BYTES = 4
+_STATE_BITS, _WORD_BITS = 64, 32  # of constriction's range coder
 
 
 class Encoder:
-    """Collects symbols into words."""
+    """Collects symbols into a payload."""
 
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
@@ -33,24 +34,40 @@ class Encoder:
         self._encoder.encode(symbols, _alike(weights))
 
     def size(self) -> int:
-        """Bytes of the words so far."""
-        return WORD_BYTES * int(self._encoder.num_words())
+        """Bytes of the payload that are settled so far."""
+        return WORD_BYTES * int(self._encoder.pos()[0])
 
-    def words(self) -> bytes:
-        """All that was put so far, as little-endian uint32."""
-        words: np.ndarray = self._encoder.get_compressed()
-        return words.astype("<u4").tobytes()
+    def payload(self) -> bytes:
+        """All that was put so far: big-endian words, the last of them cut as short as it can be.
+
+        Any number within the coder's final interval decodes to the same symbols, and a decoder
+        reads zeros beyond the end. So the payload is the number of the interval that has the
+        most zero bytes at its end, without them: less than 8 bits more than −log2 of the
+        interval's width, where whole words would cost up to 40.
+        """
+        flushed, state = self._encoder.pos()
+        lower, width = map(int, state)
+        # the library's own choice of a number within the interval; it may end in a zero word
+        words = self._encoder.get_compressed()[: flushed + 1]
+        if not len(words):
+            return b""
+        whole = int.from_bytes(words.astype(">u4").tobytes(), "big")
+        whole <<= _STATE_BITS - _WORD_BITS
+        low = whole - (whole - lower) % (1 << _STATE_BITS)
+        bits = _STATE_BITS
+        while (number := -(-low >> bits) << bits) >= low + width:
+            bits -= 8
+        size = WORD_BYTES * len(words) + (_STATE_BITS - _WORD_BITS) // 8
+        return number.to_bytes(size, "big").rstrip(b"\0")
 
 
 class Decoder:
-    """Reads symbols back; damaged words give wrong symbols, not errors: check the content."""
+    """Reads symbols back; a damaged payload gives wrong symbols, not errors: check the content."""
 
-    def __init__(self, words: bytes) -> None:
-        """Raises CorruptArchive unless `words` is a whole number of words."""
-        if len(words) % WORD_BYTES:
-            raise CorruptArchive(f"coded words of {len(words)} bytes, not a multiple of 4")
+    def __init__(self, payload: bytes) -> None:
+        padded = payload + bytes(-len(payload) % WORD_BYTES)
         self._decoder = constriction.stream.queue.RangeDecoder(
-            np.frombuffer(words, "<u4").astype(np.uint32)
+            np.frombuffer(padded, ">u4").astype(np.uint32)
         )
 
     def get(self, weights: np.ndarray) -> np.ndarray:
@@ -67,15 +84,10 @@ class Decoder:
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             _refuse(error)
 
-    def finish(self) -> None:
-        """Raises CorruptArchive unless all words were needed by the symbols that were read."""
-        if not self._decoder.maybe_exhausted():
-            raise CorruptArchive("coded words are left over")
-
 
 def _alike(weights: np.ndarray) -> object:
     return constriction.stream.model.Categorical(weights, perfect=False)
 
 
 def _refuse(error: Exception) -> NoReturn:
-    raise CorruptArchive(f"coded words make no sense ({type(error).__name__})") from None
+    raise CorruptArchive(f"the payload makes no sense ({type(error).__name__})") from None

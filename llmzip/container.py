@@ -1,4 +1,4 @@
-"""Header, frames, trailer ↔ bytes, as docs/format.md lays down; names are those of the document.
+"""Archives ↔ bytes: frames and trailers, as docs/format.md lays down; names are of the document.
 
 Every length is checked before anything is allocated. Knows nothing of what a frame means.
 """
@@ -7,44 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
+from llmzip.errors import CorruptArchive, PaddingWarning, TruncatedArchive, UnsupportedArchive
+from llmzip.header import (
+    MAGIC,
+    SHORT_MAGIC,
+    Header,
+    ModelHeader,
+    read_header,
+    read_magic,
+)
 
-MAGIC = b"LLMZ"
-VERSION = 1
 SUFFIX = ".llmz"
 
 RAW, ZSTD, MODEL, LZMA = 0, 1, 2, 3  # Frame_Kind
 
 FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
 SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
-DIGEST_START = 6  # bytes of the model's digest in the header
 HASH_BYTES = 16
 TRAILER_BYTES = 8 + HASH_BYTES
+CHECK_BYTES = 4
 MODEL_FIELDS = 12  # bytes that a model frame needs beyond those of a stored one, about
 
-_HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
-_FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT
-CERTIFICATE_BYTES = 4
-_ENVIRONMENT_LIMIT = 1 << 12
 _KIND_MASK, _LAST_FRAME = 3, 0x80
-CHECK_BYTES = 4
-
-
-@dataclass(frozen=True)
-class ModelHeader:
-    """What decoding needs to know of the model."""
-
-    profile: int  # the arithmetic, see docs/exactness.md
-    digest_start: bytes
-    window: int
-    overlap: int
-    name: str = ""
-    certificate: bytes = b""  # of a converted model, how its code computes
-    environment: str = ""  # of an archive that needs the very same one: a JSON object of strings
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,26 +44,9 @@ class Frame:
     kind: int
     content_length: int
     payload: bytes
-    tokens: int = 0  # of MODEL frames only
+    tokens: int = 0  # of MODEL frames only; 0 in short archives, where the content's length tells
     streams: int = 0
     last: bool = False
-
-
-def round_length(length: int) -> int:
-    """The largest length up to this one that Window and Overlap can express."""
-    return 0 if length < 8 else _expand_length(_short_length(length))
-
-
-def _short_length(length: int) -> int:
-    """One byte: 0 for 0, else 5 bits of exponent and 3 of mantissa, (8 + m) · 2^(e - 1), e ≥ 1."""
-    if length < 8:
-        return 0
-    exponent = length.bit_length() - 3
-    return exponent << 3 | (length >> (exponent - 1)) & 7
-
-
-def _expand_length(code: int) -> int:
-    return (8 + (code & 7)) << ((code >> 3) - 1) if code >> 3 else 0
 
 
 def varint(value: int) -> bytes:
@@ -86,19 +59,24 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_fields(take: Callable[[int], bytes], has_model: bool) -> tuple[Frame, int, bytes]:
-    """A frame without its payload, Payload_Length, and the fields as they are in the archive.
+Take = Callable[[int], bytes]  # gives the next so many bytes, or raises TruncatedArchive
 
-    `take` gives the next so many bytes. Raises CorruptArchive, UnsupportedArchive.
-    """
-    fields = bytearray(take(1))
-    kind, last = fields[0] & _KIND_MASK, bool(fields[0] & _LAST_FRAME)
 
-    def number(limit: int, what: str) -> int:
+class _Fields:
+    """Reads the fields of a frame, and keeps their bytes."""
+
+    def __init__(self, take: Take) -> None:
+        self._take, self.data = take, bytearray()
+
+    def byte(self) -> int:
+        self.data += self._take(1)
+        return self.data[-1]
+
+    def number(self, limit: int, what: str) -> int:
+        """A varint."""
         value = 0
         for shift in range(0, 35, 7):
-            byte = take(1)[0]
-            fields.append(byte)
+            byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if shift and not byte:
@@ -108,65 +86,67 @@ def read_fields(take: Callable[[int], bytes], has_model: bool) -> tuple[Frame, i
                 return value
         raise CorruptArchive(f"{what} is not a well-formed number")
 
-    if fields[0] & ~(_KIND_MASK | _LAST_FRAME):
-        raise UnsupportedArchive(f"unknown kind of frame ({fields[0]:#04x})")
+
+def read_fields(take: Take, has_model: bool) -> tuple[Frame, int, bytes]:
+    """A frame without its payload, Payload_Length, and the fields as they are in the archive.
+
+    Raises CorruptArchive, UnsupportedArchive.
+    """
+    fields = _Fields(take)
+    first = fields.byte()
+    kind, last = first & _KIND_MASK, bool(first & _LAST_FRAME)
+    if first & ~(_KIND_MASK | _LAST_FRAME):
+        raise UnsupportedArchive(f"unknown kind of frame ({first:#04x})")
     if kind == MODEL and not has_model:
         raise CorruptArchive("a frame needs a model, but the header names none")
-    content_length = payload_length = number(FRAME_LIMIT, "content length")
+    content_length = payload_length = fields.number(FRAME_LIMIT, "content length")
     tokens = streams = 0
     if kind == MODEL:
-        tokens = number(content_length, "number of tokens")
-        streams = number(tokens, "number of streams")
+        tokens = fields.number(content_length, "number of tokens")
+        streams = fields.number(tokens, "number of streams")
         if not streams:
             raise CorruptArchive("a frame without streams")
     if kind != RAW:
-        payload_length = number(content_length, "payload length")
-    return Frame(kind, content_length, b"", tokens, streams, last), payload_length, bytes(fields)
+        payload_length = fields.number(content_length, "payload length")
+    frame = Frame(kind, content_length, b"", tokens, streams, last)
+    return frame, payload_length, bytes(fields.data)
+
+
+def read_short_fields(take: Take) -> tuple[Frame, int, bytes]:
+    """The same of the only frame of a short archive."""
+    fields = _Fields(take)
+    content_length = fields.number(SMALL, "content length")
+    payload_length = fields.number(content_length, "payload length")
+    frame = Frame(MODEL, content_length, b"", streams=1, last=True)
+    return frame, payload_length, bytes(fields.data)
 
 
 class Writer:
     """Writes one archive to `sink`; frames in order, the last one marked, then `finish`."""
 
-    def __init__(self, sink: BinaryIO, model: ModelHeader | None) -> None:
-        self._sink = sink
+    def __init__(self, sink: BinaryIO, header: Header) -> None:
+        self._sink, self._header = sink, header
         self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
         self._offset = self._frames = 0
-        flags, fields = 0, b""
-        if model is not None:
-            flags |= _HAS_MODEL
-            assert round_length(model.window) == model.window
-            assert round_length(model.overlap) == model.overlap
-            fields = bytes([model.profile]) + model.digest_start
-            fields += bytes([_short_length(model.window), _short_length(model.overlap)])
-            if model.certificate:
-                assert len(model.certificate) == CERTIFICATE_BYTES
-                flags |= _HAS_CERTIFICATE
-                fields += model.certificate
-            if model.environment:
-                environment = model.environment.encode()
-                assert len(environment) <= _ENVIRONMENT_LIMIT
-                flags |= _HAS_ENVIRONMENT
-                fields += len(environment).to_bytes(2, "little") + environment
-            if model.name:
-                name = model.name.encode()[:255]
-                flags |= _HAS_NAME
-                fields += bytes([len(name)]) + name
-        self.header = MAGIC + bytes([VERSION, flags]) + fields
-        sink.write(self.header)
+        sink.write(header.data)
 
     def write(self, frame: Frame, content: bytes) -> None:
         """Append a frame; `content` is what it decodes to."""
         assert len(content) == frame.content_length <= FRAME_LIMIT
-        fields = bytes([frame.kind | (_LAST_FRAME if frame.last else 0)])
-        fields += varint(frame.content_length)
-        if frame.kind == MODEL:
-            fields += varint(frame.tokens) + varint(frame.streams)
-        if frame.kind != RAW:
-            fields += varint(len(frame.payload))
+        if self._header.short:
+            assert (frame.kind, frame.streams, frame.tokens, frame.last) == (MODEL, 1, 0, True)
+            fields = varint(frame.content_length) + varint(len(frame.payload))
+        else:
+            fields = bytes([frame.kind | (_LAST_FRAME if frame.last else 0)])
+            fields += varint(frame.content_length)
+            if frame.kind == MODEL:
+                fields += varint(frame.tokens) + varint(frame.streams)
+            if frame.kind != RAW:
+                fields += varint(len(frame.payload))
         self._sink.write(fields + frame.payload)
         if frame.content_length > SMALL:
             self._sink.write(check(frame.payload))
-        self._sink.write(content_check(self.header, self._offset, fields, content))
+        self._sink.write(content_check(self._header.data, self._offset, fields, content))
         self._hash.update(content)
         self._offset += len(content)
         self._frames += 1
@@ -175,36 +155,62 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a frame is: its number, its first byte in the source, and in the content."""
+class Part:
+    """One of several archives that follow each other in a source."""
 
+    number: int
+    header: Header
+    offset: int  # where its content begins in that of all of them
+    frame: int  # the number of its first frame among all of them
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame is: its number and its first byte in the source, and in the content."""
+
+    part: Part
     frame: int
     position: int
     offset: int
 
 
 class Reader:
-    """Reads one archive from `source`, which need not be seekable unless `hop` or `go` is called.
+    """Reads archives that follow each other in `source`, as one whole, to its end.
 
-    For every frame call `next_frame`, decode its payload, then `accept` with the content, which
-    raises CorruptArchive if it is not what was written. `next_frame` returns None at the end.
+    For every frame call `next_frame`, decode its payload by the model of `part.header`, then
+    `accept` with the content, which raises CorruptArchive if it is not what was written.
+    `next_frame` returns None at the end. `source` need not be seekable unless `hop`, `place` or
+    `go` is called.
     """
 
-    def __init__(self, source: BinaryIO, *, alone: bool = True) -> None:
-        """Reads the header; if `alone`, bytes that follow the archive are refused.
+    def __init__(self, source: BinaryIO, *, alone: bool = False) -> None:
+        """Reads the first header; if `alone`, nothing beyond the first archive's end is read.
 
         Raises CorruptArchive or UnsupportedArchive.
         """
         self._source, self._alone = source, alone
-        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
-        self.offset = 0  # bytes of content accepted
-        self._frames = 0
-        self._done = self._ended = self._skipped = False
-        self.header = b""  # as it is in the archive
+        self.offset = 0  # bytes of content accepted or passed over
+        self._frames = 0  # likewise frames
         self._fields = b""
         self._expected = b""  # Content_Check of the frame that was read last
-        self.model: ModelHeader | None = None
-        self._read_header()
+        self._at_end = False
+        header = read_header(read_magic(source.read), self._take)
+        self._begin(Part(0, header, 0, 0))
+
+    def _begin(self, part: Part) -> None:
+        self.part = part
+        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._done = self._ended = self._skipped = False
+
+    @property
+    def fields_length(self) -> int:
+        """Bytes of the fields of the frame that was read last."""
+        return len(self._fields)
+
+    @property
+    def model(self) -> ModelHeader | None:
+        """What the frame that was read last, or the first one, asks for."""
+        return self.part.header.model
 
     def _take(self, count: int) -> bytes:
         parts = []
@@ -216,56 +222,8 @@ class Reader:
             count -= len(part)
         return b"".join(parts)
 
-    def _read_header(self) -> None:
-        start = self._source.read(len(MAGIC))
-        while start and len(start) < len(MAGIC):
-            more = self._source.read(len(MAGIC) - len(start))
-            if not more:
-                break
-            start += more
-        if start != MAGIC:
-            if start and MAGIC.startswith(start):
-                raise TruncatedArchive("the archive ends too early")
-            raise CorruptArchive("not an llmzip archive (it does not begin with LLMZ)")
-        version, flags = self._take(2)
-        if version != VERSION:
-            raise UnsupportedArchive(
-                f"archive format version {version}; this llmzip reads version {VERSION}"
-            )
-        if flags & ~_FLAGS or (flags and not flags & _HAS_MODEL):
-            raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
-        self.header = MAGIC + bytes([version, flags])
-        if flags & _HAS_MODEL:
-            self.model = self._read_model(flags)
-
-    def _read_model(self, flags: int) -> ModelHeader:
-        def take(count: int) -> bytes:
-            data = self._take(count)
-            self.header += data
-            return data
-
-        def take_text(length_bytes: int, limit: int) -> str:
-            length = int.from_bytes(take(length_bytes), "little")
-            if length > limit:
-                raise CorruptArchive(f"a text of {length} bytes in the header")
-            return take(length).decode("utf-8", "replace")
-
-        fields = take(1 + DIGEST_START + 2)
-        window, overlap = (_expand_length(code) for code in fields[7:9])
-        if not 0 <= overlap < window - 1:
-            raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
-        return ModelHeader(
-            profile=fields[0],
-            digest_start=fields[1:7],
-            window=window,
-            overlap=overlap,
-            certificate=take(CERTIFICATE_BYTES) if flags & _HAS_CERTIFICATE else b"",
-            environment=take_text(2, _ENVIRONMENT_LIMIT) if flags & _HAS_ENVIRONMENT else "",
-            name=take_text(1, 255) if flags & _HAS_NAME else "",
-        )
-
     def next_frame(self) -> Frame | None:
-        """The next frame, its Payload_Check verified; None after the last."""
+        """The next frame, its Payload_Check verified; None after the last of all archives."""
         fields = self._next_fields()
         if fields is None:
             return None
@@ -278,15 +236,33 @@ class Reader:
 
     def _next_fields(self) -> tuple[Frame, int] | None:
         """The next frame without its payload, and the length of that; None after the last."""
-        if self._done:
-            self._read_end()
+        if not self._turn_to_frame():
             return None
-        frame, payload_length, self._fields = read_fields(self._take, self.model is not None)
+        if self.part.header.short:
+            frame, payload_length, self._fields = read_short_fields(self._take)
+        else:
+            frame, payload_length, self._fields = read_fields(self._take, self.model is not None)
         return frame, payload_length
+
+    def _turn_to_frame(self) -> bool:
+        """Be where a frame begins, of the next archive if one has ended; False at the end."""
+        if not self._done:
+            return True
+        self._read_end()
+        if self._alone or self._at_end:
+            return False
+        magic = read_following(self._source)
+        if not magic:
+            self._at_end = True
+            return False
+        header = read_header(magic, self._take)
+        self._begin(Part(self.part.number + 1, header, self.offset, self._frames))
+        return True
 
     def accept(self, frame: Frame, content: bytes) -> None:
         """Verify a decoded frame; nothing of it may be used before."""
-        actual = content_check(self.header, self.offset, self._fields, content)
+        offset = self.offset - self.part.offset
+        actual = content_check(self.part.header.data, offset, self._fields, content)
         if len(content) != frame.content_length or self._expected != actual:
             raise CorruptArchive(f"frame {self._frames} is damaged (its content check fails)")
         self._hash.update(content)
@@ -302,9 +278,11 @@ class Reader:
         self._frames += 1
         self._done = last
 
-    def place(self) -> Place:
-        """Of the next frame."""
-        return Place(self._frames, self._source.tell(), self.offset)
+    def place(self) -> Place | None:
+        """Of the next frame; None at the end."""
+        if not self._turn_to_frame():
+            return None
+        return Place(self.part, self._frames, self._source.tell(), self.offset)
 
     def hop(self) -> bool:
         """As `next_frame` and `skip`, by its lengths alone; False after the last frame."""
@@ -321,23 +299,46 @@ class Reader:
     def go(self, place: Place) -> None:
         """The next frame is the one at `place`, which this reader gave."""
         self._source.seek(place.position)
+        self._begin(place.part)
         self._frames, self.offset = place.frame, place.offset
-        self._done = self._ended = False
-        self._skipped = place.frame > 0  # else the hash of the whole can be verified again
-        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._at_end = False
+        # at the first frame of an archive, the hash of its whole can be verified again
+        self._skipped = place.frame > place.part.frame
 
     def _read_end(self) -> None:
         if self._ended:
             return
-        if has_trailer(self.offset, self._frames):
+        length = self.offset - self.part.offset
+        if has_trailer(length, self._frames - self.part.frame):
             trailer = self._take(TRAILER_BYTES)
-            if trailer[:8] != offset_bytes(self.offset):
+            if trailer[:8] != offset_bytes(length):
                 raise CorruptArchive("the trailer does not fit the frames")
             if trailer[8:] != self._hash.digest() and not self._skipped:
                 raise CorruptArchive("the hash of the whole content fails")
-        if self._alone and self._source.read(1):
-            raise CorruptArchive("bytes follow the end of the archive")
         self._ended = True
+
+
+def read_following(source: BinaryIO) -> bytes:
+    """What follows an archive's end: the Magic of the next archive, b"" at the end of the source.
+
+    Zero bytes up to the end, as tapes and `dd` leave them, are passed over with a
+    PaddingWarning. Raises CorruptArchive for anything else.
+    """
+    start = read_magic(source.read)
+    if not start or any(known.startswith(start) for known in (MAGIC, SHORT_MAGIC)):
+        return start
+    zeros = 0
+    while start:
+        if start.strip(b"\0"):
+            raise CorruptArchive("bytes follow the end of the archive that are no archive")
+        zeros += len(start)
+        start = source.read(_CHUNK)
+    warnings.warn(
+        f"{zeros} zero bytes after the end of the archive are passed over",
+        PaddingWarning,
+        stacklevel=2,
+    )
+    return b""
 
 
 def has_trailer(content_length: int, frames: int) -> bool:

@@ -10,6 +10,8 @@
     ├── WrongEnvironment        the archive decodes in the environment alone that it was made in
     └── InexactDevice           this machine's arithmetic deviates from IEEE-754
 
+PaddingWarning, a UserWarning, tells of zero bytes after the end of an archive.
+
 Knows nothing of anything else.
 """
 
@@ -48,3 +50,7 @@ class WrongEnvironment(LlmzipError):
 
 class InexactDevice(LlmzipError):
     """The device's arithmetic differs from the reference; nothing may be coded with it."""
+
+
+class PaddingWarning(UserWarning):
+    """Zero bytes follow an archive's end, as tapes and block devices leave them."""

@@ -1,4 +1,4 @@
-"""Archives as files: `open` and `LlmzipFile` as in gzip and lzma, safe replacement of a file.
+"""Archives as files: `open` and `LlmzipFile` as in gzip and lzma.
 
 Knows nothing of models' insides.
 """
@@ -6,20 +6,15 @@ Knows nothing of models' insides.
 from __future__ import annotations
 
 import builtins
-import contextlib
-import errno
 import io
 import os
-import secrets
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, overload
 
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options
+from llmzip.codec import ArchiveReader, ArchiveWriter, Options, bytes_like
 
-_Text = Literal["rt", "wt", "xt", "tr", "tw", "tx"]
-_Binary = Literal["r", "w", "x", "rb", "wb", "xb", "br", "bw", "bx"]
+_Text = Literal["rt", "wt", "xt", "at", "tr", "tw", "tx", "ta"]
+_Binary = Literal["r", "w", "x", "a", "rb", "wb", "xb", "ab", "br", "bw", "bx", "ba"]
 
 
 class _Contents(io.RawIOBase):
@@ -83,6 +78,17 @@ class _Contents(io.RawIOBase):
         return offset
 
 
+def _binary_file(file: Any, method: str) -> BinaryIO:
+    """Raises TypeError, or ValueError for a closed file."""
+    if not hasattr(file, method):
+        raise TypeError(f"a path or a binary file is needed, not {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("a binary file is needed, not a text file: open it with mode 'b'")
+    if getattr(file, "closed", False):
+        raise ValueError("I/O operation on closed file")
+    return cast(BinaryIO, file)
+
+
 class LlmzipFile(io.BufferedIOBase):
     """An archive as a binary file: the content is read from it, or written to it.
 
@@ -98,10 +104,11 @@ class LlmzipFile(io.BufferedIOBase):
         options: Options | None = None,
     ) -> None:
         """`filename` is a path, or a binary file object, which `close` leaves open; `mode` is
-        one of r, w, x, with or without b.
+        one of r, w, x, a, with or without b. `a` writes a further archive behind what is there:
+        archives that follow each other are read as one.
 
         Raises LlmzipError if what is to be read is no archive, OSError, ValueError for other
-        modes.
+        modes, TypeError for anything but a path or a binary file.
         """
         self._reading: io.BufferedReader | None = None
         self._writing: ArchiveWriter | None = None
@@ -109,13 +116,13 @@ class LlmzipFile(io.BufferedIOBase):
         self._failed = False
         self._written = 0
         kind = mode.replace("b", "", 1)
-        if kind not in ("r", "w", "x"):
-            raise ValueError(f"invalid mode {mode!r}")
+        if kind not in ("r", "w", "x", "a"):
+            raise ValueError(f"invalid mode {mode!r}; possible are r, w, x, a, with b or t")
         self._owned = isinstance(filename, (str, os.PathLike))
         if isinstance(filename, (str, os.PathLike)):
             self._file = cast(BinaryIO, builtins.open(filename, kind + "b"))  # noqa: SIM115
         else:
-            self._file = filename
+            self._file = _binary_file(filename, "read" if kind == "r" else "write")
         try:
             options = options or Options()
             if kind == "r":
@@ -207,7 +214,7 @@ class LlmzipFile(io.BufferedIOBase):
         self._open_file()
         if self._writing is None:
             raise io.UnsupportedOperation("not open for writing")
-        with memoryview(data) as view:
+        with bytes_like(data, "write") as view:
             try:
                 self._writing.write(view.cast("B") if view.nbytes else b"")
             except BaseException:
@@ -261,8 +268,8 @@ def open(
 ) -> LlmzipFile | io.TextIOWrapper:
     """Open an archive for reading or writing, as gzip.open and lzma.open do.
 
-    `filename` is a path, or a binary file object, which stays open; `mode` is one of r, w, x,
-    with b (the default) or t for text. Raises LlmzipError when what is read is no intact
+    `filename` is a path, or a binary file object, which stays open; `mode` is one of r, w, x, a,
+    with b (the default) or t for text; a appends. Raises LlmzipError when what is read is no intact
     archive. An archive being written is complete only after `close`.
     """
     text = "t" in mode
@@ -274,49 +281,3 @@ def open(
     if not text:
         return file
     return io.TextIOWrapper(cast(io.BufferedReader, file), encoding, errors, newline)
-
-
-@contextlib.contextmanager
-def replacing(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A temporary file beside `target` that takes its place when the block ends well.
-
-    Raises FileExistsError unless `overwrite`; whatever goes wrong, no partial file stays.
-    """
-    if target.exists() and not overwrite:
-        raise _exists(target)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
-    try:
-        with builtins.open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, target)
-        else:  # unlike a rename, a link fails if someone made the target meanwhile
-            _link_new(temporary, target)
-        _sync_folder(target.parent)  # who removes the source now must not lose both
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link_new(temporary: Path, target: Path) -> None:
-    try:
-        os.link(temporary, target)
-    except OSError:  # it exists, or the file system has no hard links
-        if target.exists():
-            raise _exists(target) from None
-        os.replace(temporary, target)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the name of a new file to disk, where folders can be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _exists(target: Path) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, "exists already; -f overwrites it", str(target))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from typing import BinaryIO, cast
 
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options
+from llmzip.codec import ArchiveReader, ArchiveWriter, Options, bytes_like
 
 
 class Compressor:
@@ -24,8 +24,8 @@ class Compressor:
         (`Options.frame_size` bytes of content) is kept. Raises LlmzipError."""
         if self._flushed:
             raise ValueError("the compressor has been flushed")
-        with memoryview(data) as view:
-            self._writer.write(view.cast("B") if view.nbytes else b"")
+        with bytes_like(data, "compress") as view:
+            self._writer.write(view)
         return self._take()
 
     def flush(self) -> bytes:
@@ -44,7 +44,8 @@ class Compressor:
 
 
 class Decompressor:
-    """One archive in pieces → its content in pieces, each of them verified.
+    """One archive in pieces → its content in pieces, each of them verified. What follows its end,
+    such as a further archive, is left in `unused_data`.
 
     It holds at most a frame's payload and its content, 64 MiB each, beside what the model needs.
     """
@@ -81,7 +82,8 @@ class Decompressor:
         """
         if self._eof:
             raise EOFError("already at the end of the archive")
-        self._fed.feed(data)
+        with bytes_like(data, "decompress") as view:
+            self._fed.feed(view)
         parts: list[memoryview] = []
         room = max_length
         self._needs_input = False
@@ -108,7 +110,7 @@ class Decompressor:
         source = cast(BinaryIO, self._fed)
         try:
             if self._reader is None:
-                self._reader = ArchiveReader(source, self._options, alone=False)
+                self._reader = ArchiveReader(source, self._options, alone=True)
                 self._fed.forget()
             content = self._reader.read_frame()
         except _Hungry:

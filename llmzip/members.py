@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from llmzip.codec import Options
 from llmzip.errors import CorruptArchive, LlmzipError
 from llmzip.file import LlmzipFile
+from llmzip.output import is_special, writing
 
 INDEX = ".llmzip-index.json"
 _BLOCK = tarfile.BLOCKSIZE
@@ -104,11 +106,29 @@ def extract(content: LlmzipFile, names: Sequence[str], target: Path) -> None:
                 info = tar.firstmember  # type: ignore[attr-defined]
                 if info is None or info.name != member:
                     raise CorruptArchive(f"the index of members leads astray at {member!r}")
-                tar.extract(info, target, filter="data")
+                _extract(tar, info, target)
         except tarfile.FilterError as error:
             raise LlmzipError(f"not safe to extract: {error}") from None
         except tarfile.TarError as error:
             raise CorruptArchive(f"{member!r} cannot be read: {error}") from None
+
+
+def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> None:
+    if not info.isreg():
+        tar.extract(info, target, filter="data")
+        return
+    safe = tarfile.data_filter(info, str(target))
+    source = tar.extractfile(info)
+    assert source is not None  # of a regular member
+    path = target / safe.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, overwrite=True) as sink:
+        shutil.copyfileobj(source, sink)
+        if not is_special(path):
+            sink.flush()
+            if safe.mode is not None:
+                os.chmod(sink.name, safe.mode)
+            os.utime(sink.name, (safe.mtime, safe.mtime))
 
 
 def _is_below(member: str, name: str) -> bool:

@@ -405,7 +405,7 @@ class _Writer:
     def block(self, content_length: int) -> bytes:
         plan = struct.pack("<I", len(self.plan)) + self.plan
         side = bytes(plan) + bytes(self.side)
-        packed, words = _compressed(side), self.encoder.words()
+        packed, words = _compressed(side), self.encoder.payload()
         lengths = content_length, len(side), len(packed), len(self.raw), len(words)
         payload = packed + bytes(self.raw) + words
         head = _BLOCK.pack(*lengths, b"")[:-_CHECK_BYTES]
@@ -455,7 +455,6 @@ class _Reader:
             left -= len(parts[-1])
         for section in (self.plan, self.side, self.raw):
             section.finish()
-        self.decoder.finish()
         return b"".join(parts)
 
     def _piece(self, most: int) -> bytes:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import secrets
 import shutil
 import threading
 import time
@@ -28,7 +27,7 @@ from typing import Any
 from llmzip import container
 from llmzip.codec import ArchiveReader, ArchiveWriter, FrameWriter, Options
 from llmzip.errors import LlmzipError
-from llmzip.file import replacing
+from llmzip.output import write, writing
 
 _BEAT = 1.0  # seconds between signs of life of a rank
 _PATIENCE = 60.0  # seconds without one, after which it is taken for dead
@@ -185,10 +184,8 @@ def _decoded(task: Task, options: Options) -> tuple[dict[str, Any], bytes]:
 def _store(path: Path, key: str, about: dict[str, Any], data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"key": key, **about}).encode() + b"\n"
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     digest = hashlib.blake2b(head + data, digest_size=_DIGEST).digest()
-    temporary.write_bytes(digest + head + data)
-    os.replace(temporary, path)
+    write(path, digest + head + data)
 
 
 def _load(path: Path, key: str) -> tuple[dict[str, Any], bytes] | None:
@@ -207,7 +204,7 @@ def _load(path: Path, key: str) -> tuple[dict[str, Any], bytes] | None:
 
 def _assemble(job: Job, tasks: Sequence[Task], options: Options, decode: bool, force: bool) -> None:
     """The target, of its finished frames; then the spool goes."""
-    with replacing(job.target, overwrite=force) as sink:
+    with writing(job.target, overwrite=force, like=job.source) as sink:
         if decode:
             _join(job, tasks, options, sink)
         else:
@@ -215,8 +212,6 @@ def _assemble(job: Job, tasks: Sequence[Task], options: Options, decode: bool, f
             for task in tasks:
                 about, payload = _found(task, options, decode)
                 writer.append(container.Frame(payload=payload, **about), _content(task))
-        sink.flush()
-        shutil.copystat(job.source, sink.name)
     shutil.rmtree(job.spool, ignore_errors=True)
 
 

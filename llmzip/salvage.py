@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from llmzip import container
 from llmzip.codec import FrameReader, Options, Progress
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive
+from llmzip.header import Header
+from llmzip.sections import split
 
 _FIELDS_LIMIT = 1 + 4 * 5  # bytes of a frame's fields, at most
 _HOPS = 4  # frames that follow each other by their lengths: not by chance
@@ -52,13 +54,71 @@ class Damage:
 
 
 def recover(source: BinaryIO, options: Options, progress: Progress) -> Iterator[Piece | Damage]:
-    """All that an archive still tells, in the order of its content; no Damage if it is intact.
+    """All that an archive, and those that follow it, still tell, in the order of their content;
+    no Damage if they are intact.
 
-    `source` is seekable and at its start. Raises LlmzipError where the archive's header is
-    damaged, its model is not at hand, or its content longer than `options` allow.
+    `source` is seekable and at its start. Where nothing tells how long the content of a damaged
+    archive was, offsets of the next begin where what is known of it ends. Raises LlmzipError
+    where the first header is damaged, a model is not at hand, or the content longer than
+    `options` allow.
     """
+    reader = FrameReader(options, progress)
+    before = frames = 0  # content and frames of the archives so far
+    for start, end in split(source):
+        length = count = 0
+        try:
+            for found in _recover_one(_Section(source, start, end), reader):
+                if isinstance(found, Piece):
+                    length = found.offset + len(found.content)
+                    yield Piece(before + found.offset, found.content)
+                    count += 1
+                    continue
+                length = max(length, found.start if found.end is None else found.end)
+                count = max(count, found.frames[1] + 1)
+                yield Damage(
+                    before + found.start,
+                    None if found.end is None else before + found.end,
+                    (frames + found.frames[0], frames + found.frames[1]),
+                    found.reason,
+                )
+        except (CorruptArchive, UnsupportedArchive) as error:  # of a header
+            if not start:
+                raise
+            yield Damage(before, None, (frames, frames), str(error))
+        before, frames = before + length, frames + count
+
+
+class _Section(io.RawIOBase):
+    """A part of a seekable source as a source of its own."""
+
+    def __init__(self, source: BinaryIO, start: int, end: int) -> None:
+        self._source, self._start, self._size, self._at = source, start, end - start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        self._source.seek(self._start + self._at)
+        data = self._source.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+
+def _recover_one(section: _Section, reader: FrameReader) -> Iterator[Piece | Damage]:
+    """The same of one archive, with nothing behind it; offsets are within its content."""
+    source: Any = section
     survey = _Survey(source)
-    reader = FrameReader(survey.model, options, progress)
     whole = hashlib.blake2b(digest_size=container.HASH_BYTES)
     lengths: Counter[int] = Counter()  # of healthy frames
     offset = number = 0  # of the next frame
@@ -78,7 +138,7 @@ def recover(source: BinaryIO, options: Options, progress: Progress) -> Iterator[
         why, ends = _NO_HEADER if at + _FIELDS_LIMIT <= survey.size else _TOO_EARLY, False
         if span is not None:
             if span.frame.kind == container.MODEL:
-                reader.prepare()  # what this raises is no damage
+                reader.prepare(survey.header)  # what this raises is no damage
             guesses = [offset]
             if lost:
                 usual = _usual(lengths) or span.frame.content_length
@@ -86,7 +146,8 @@ def recover(source: BinaryIO, options: Options, progress: Progress) -> Iterator[
                 guesses = [guess for guess in known if guess is not None]
                 guesses += [offset + k * usual for k in range(1, _GUESSES + 1)]
             try:
-                content = reader.content(replace(span.frame, payload=survey.payload(span)))
+                frame = replace(span.frame, payload=survey.payload(span))
+                content = reader.content(frame, survey.header)
                 found = survey.place(span, content, guesses, offset + bool(lost))
             except (CorruptArchive, UnsupportedArchive) as error:
                 why, ends = str(error), span.frame.last and survey.is_end(span.end)
@@ -155,13 +216,33 @@ class _Span:
         return self.check_at + container.CHECK_BYTES
 
 
+def _span(data: bytes, at: int, header: Header) -> _Span | None:
+    """The frame whose fields `data`, from `at` on, begins with."""
+    stream = io.BytesIO(data)
+
+    def take(count: int) -> bytes:
+        part = stream.read(count)
+        if len(part) < count:
+            raise CorruptArchive(_TOO_EARLY)
+        return part
+
+    try:
+        if header.short:
+            frame, payload_length, fields = container.read_short_fields(take)
+        else:
+            frame, payload_length, fields = container.read_fields(take, header.model is not None)
+    except LlmzipError:
+        return None
+    return _Span(frame, fields, at + len(fields), payload_length)
+
+
 class _Survey:
     """Finds the frames of an archive by their lengths, and by search where these are damaged."""
 
     def __init__(self, source: BinaryIO) -> None:
         """Reads the archive's header."""
-        reader = container.Reader(source)
-        self.model, self._header = reader.model, reader.header
+        self.header = container.Reader(source, alone=True).part.header
+        self._header = self.header.data
         self._source, self.size = source, source.seek(0, io.SEEK_END)
         self.start = len(self._header)
         self._hashed = 0
@@ -176,19 +257,7 @@ class _Survey:
 
     def span(self, at: int) -> _Span | None:
         """The frame whose fields begin at `at`, if fields do."""
-        data = io.BytesIO(self._read(at, _FIELDS_LIMIT))
-
-        def take(count: int) -> bytes:
-            part = data.read(count)
-            if len(part) < count:
-                raise CorruptArchive(_TOO_EARLY)
-            return part
-
-        try:
-            frame, payload_length, fields = container.read_fields(take, self.model is not None)
-        except LlmzipError:
-            return None
-        return _Span(frame, fields, at + len(fields), payload_length)
+        return _span(self._read(at, _FIELDS_LIMIT), at, self.header)
 
     def is_end(self, at: int) -> bool:
         return self.size - at in (0, container.TRAILER_BYTES)
@@ -214,6 +283,8 @@ class _Survey:
 
     def search(self, start: int, usual: int) -> int | None:
         """Where the next frame seems to begin. `usual` is a likely length of its content."""
+        if self.header.short:  # there is one frame alone
+            return None
         if self._holds_archives:  # whose frames could be taken for this one's
             return None
         for at in self._places(start):

@@ -17,6 +17,7 @@ from pathlib import Path
 from llmzip import bench
 from llmzip.bench import report as forms
 from llmzip.codec import Options
+from llmzip.output import write
 
 
 def main() -> None:
@@ -38,10 +39,9 @@ def main() -> None:
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = arguments.out / "benchmarks.json"
-    target.write_text(json.dumps(report, indent=1) + "\n")
-    with target.with_suffix(".csv").open("w", newline="") as sink:
-        bench.write_csv(report, sink)
-    target.with_suffix(".md").write_text(forms.markdown(report))
+    write(target, json.dumps(report, indent=1) + "\n")
+    write(target.with_suffix(".csv"), bench.csv_of(report))
+    write(target.with_suffix(".md"), forms.markdown(report))
     bench.plot(report, target.with_suffix(".png"))
     print(forms.summary_table(report))
 

@@ -13,7 +13,7 @@ _MIXED = b"\n".join(content for name, content in AWKWARD.items() if name != "all
 CASES: dict[str, tuple[bytes, Options]] = {
     "empty": (b"", Options(model=str(TINY))),
     "raw": (bytes(range(256)), Options(model=str(TINY))),
-    "zstd": (b"again and again, " * 500, Options(model=str(TINY))),
+    "zstd": (b"again and again, " * 5000, Options(model=str(TINY))),
     "lzma": (AWKWARD["all bytes"] * 3 + b"again" * 40, Options(model=str(TINY))),
     "a8": (PROSE.encode(), Options(model=str(TINY), activations="a8")),
     "a16": (PROSE.encode(), Options(model=str(TINY), activations="a16", streams=3)),
@@ -26,6 +26,7 @@ CASES: dict[str, tuple[bytes, Options]] = {
         PROSE.encode() * 2 + bytes(range(256)) + b"x" * 400,
         Options(model=str(TINY), frame_size=400),
     ),
+    "short": (PROSE[:100].encode(), Options(model="nano")),
     "awkward": (_MIXED + PROSE.encode(), Options(model=str(TINY))),
 }
 

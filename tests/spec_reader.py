@@ -14,6 +14,9 @@ import zstandard
 
 def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(Frame_Kind, Content_Length, content of a stored frame) for each frame."""
+    if archive[0:4] == b"LLMz":
+        yield _short(archive, content)
+        return
     # 2. Header
     assert archive[0:4] == b"LLMZ"
     assert archive[4] == 1
@@ -72,6 +75,18 @@ def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
         assert archive[at + 8 : at + 24] == _hash(content, 16)
         at += 24
     assert at == len(archive)
+
+
+def _short(archive: bytes, content: bytes) -> tuple[int, int, bytes]:
+    # 5. Short archives
+    length, at = _varint(archive, 5)
+    assert length <= 65536
+    payload_length, at = _varint(archive, at)
+    assert payload_length <= length
+    end = at + payload_length
+    signed = archive[:5] + bytes(8) + archive[5:at] + content
+    assert archive[end:] == _hash(signed, 4)
+    return 2, length, archive[at:end]
 
 
 def _varint(archive: bytes, at: int) -> tuple[int, int]:

@@ -112,8 +112,10 @@ def test_info_needs_no_model(packed: Path) -> None:
     (entry,) = json.loads(done.stdout)
     assert entry["content_bytes"] == len(PROSE.encode())
     assert entry["archive_bytes"] == packed.stat().st_size
-    assert entry["model"]["name"] == "tiny"
-    assert [frame["kind"] for frame in entry["frames"]] == ["model"]
+    (archive,) = entry["archives"]
+    assert archive["model"]["name"] == "tiny"
+    assert [frame["kind"] for frame in archive["frames"]] == ["model"]
+    assert sum(entry["spent_bytes"].values()) == entry["archive_bytes"] == packed.stat().st_size
     assert "1 model" in run("info", packed).stdout.decode()
 
 

@@ -16,6 +16,7 @@ import llmzip
 from llmzip import codec, container, models
 from llmzip.codec import ArchiveReader, ArchiveWriter, FrameCodec, Options
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+from llmzip.header import write_header
 from llmzip.predictor import TablePredictor
 from llmzip.tokens import Tokens
 
@@ -230,8 +231,8 @@ def test_cuts_insertions_and_exchanges(seed: int) -> None:
 def test_an_archive_that_asks_for_too_much_memory_is_refused() -> None:
     """64 million streams: refused by arithmetic, before anything is allocated."""
     sink = io.BytesIO()
-    header, _ = codec._for_writing(Options(model=str(TINY)))
-    writer = container.Writer(sink, header)
+    header, _, _ = codec._for_writing(Options(model=str(TINY)))
+    writer = container.Writer(sink, write_header(header))
     n = container.FRAME_LIMIT
     content = bytes(n)
     writer.write(container.Frame(container.MODEL, n, b"1234", n, n, last=True), content)
@@ -244,7 +245,7 @@ def test_a_zstd_bomb_stays_inside_the_frames_length() -> None:
 
     bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
     sink = io.BytesIO()
-    writer = container.Writer(sink, None)
+    writer = container.Writer(sink, write_header(None))
     frame = container.Frame(container.ZSTD, len(bomb), bomb, last=True)
     writer.write(frame, bytes(len(bomb)))
     with pytest.raises(CorruptArchive, match="content check"):

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmzip import container
-from llmzip.container import Frame, ModelHeader, Reader, Writer
-from llmzip.errors import CorruptArchive, LlmzipError, TruncatedArchive, UnsupportedArchive
+from llmzip import container, header
+from llmzip.container import Frame, Reader, Writer
+from llmzip.errors import (
+    CorruptArchive,
+    LlmzipError,
+    PaddingWarning,
+    TruncatedArchive,
+    UnsupportedArchive,
+)
+from llmzip.header import ModelHeader, write_header, write_short_header
 
 HEADER = ModelHeader(profile=1, digest_start=b"digest", window=512, overlap=256)
 
@@ -19,7 +26,7 @@ HEADER = ModelHeader(profile=1, digest_start=b"digest", window=512, overlap=256)
 def write(contents: list[bytes], model: ModelHeader | None = None) -> bytes:
     """An archive of raw frames."""
     sink = io.BytesIO()
-    writer = Writer(sink, model)
+    writer = Writer(sink, write_header(model))
     for i, content in enumerate(contents):
         last = i == len(contents) - 1
         writer.write(Frame(container.RAW, len(content), content, last=last), content)
@@ -61,12 +68,12 @@ def test_2_a_model_may_be_named() -> None:
 
 @pytest.mark.parametrize("length", [0, 8, 9, 15, 16, 60, 64, 512, 1536, 32768, 15 << 30])
 def test_2_lengths_that_one_byte_expresses(length: int) -> None:
-    assert container.round_length(length) == length
+    assert header.round_length(length) == length
 
 
 @given(length=st.integers(0, 1 << 33))
 def test_2_other_lengths_are_rounded_down_by_an_eighth_at_most(length: int) -> None:
-    rounded = container.round_length(length)
+    rounded = header.round_length(length)
     assert rounded <= length
     assert rounded == 0 if length < 8 else rounded > length * 7 / 8 - 1
 
@@ -74,7 +81,7 @@ def test_2_other_lengths_are_rounded_down_by_an_eighth_at_most(length: int) -> N
 def test_3_frame_fields() -> None:
     content = b"c" * 200
     sink = io.BytesIO()
-    writer = Writer(sink, HEADER)
+    writer = Writer(sink, write_header(HEADER))
     frame = Frame(container.MODEL, 200, b"words...", tokens=150, streams=3, last=True)
     writer.write(frame, content)
     archive = sink.getvalue()
@@ -93,13 +100,28 @@ def test_4_trailer() -> None:
     assert len(single) == 6 + 2 + 3 + 4
 
 
-def test_a_message_of_100_bytes_pays_24() -> None:
+def short(payload: bytes, content: bytes) -> bytes:
     sink = io.BytesIO()
+    frame = Frame(container.MODEL, len(content), payload, streams=1, last=True)
+    Writer(sink, write_short_header(b"\x83" + bytes(31))).write(frame, content)
+    return sink.getvalue()
+
+
+def test_5_a_short_archive_of_100_bytes_pays_11() -> None:
     content = b"m" * 100
-    Writer(sink, HEADER).write(
-        Frame(container.MODEL, 100, b"", tokens=30, streams=1, last=True), content
-    )
-    assert len(sink.getvalue()) <= 24
+    archive = short(b"payload", content)
+    start = b"LLMz" + b"\x83" + bytes([100, 7])
+    check = hashlib.blake2b(start[:5] + bytes(8) + start[5:] + content, digest_size=4).digest()
+    assert archive == start + b"payload" + check
+    reader = Reader(io.BytesIO(archive))
+    assert reader.part.header.short
+    assert reader.model is not None
+    assert reader.model.digest_start == b"\x83"
+    frame = reader.next_frame()
+    assert frame is not None
+    assert (frame.payload, frame.streams, frame.tokens, frame.last) == (b"payload", 1, 0, True)
+    reader.accept(frame, content)
+    assert reader.next_frame() is None
 
 
 def test_a_large_damaged_frame_is_noticed_before_it_is_decoded() -> None:
@@ -115,6 +137,10 @@ def test_a_large_damaged_frame_is_noticed_before_it_is_decoded() -> None:
         (b"", CorruptArchive, "does not begin with LLMZ"),
         (b"PK\3\4 and so on", CorruptArchive, "does not begin with LLMZ"),
         (b"LL", TruncatedArchive, "ends too early"),
+        (b"LLMz", TruncatedArchive, "ends too early"),
+        (b"LLMz\x83\x05\x06", CorruptArchive, "payload length of 6"),
+        (b"LLMz\x83\x81\x80\x04\x06", CorruptArchive, "content length of 65537"),
+        (b"LLMz\x83\x05\x02ab\0\0\0\0", CorruptArchive, "content check"),
         (b"LLMZ", TruncatedArchive, "ends too early"),
         (b"LLMZ\x02\x00", UnsupportedArchive, "version 2"),
         (b"LLMZ\x01\x04", UnsupportedArchive, "unknown flags"),
@@ -143,8 +169,49 @@ def test_hostile_starts_are_refused_by_name(
 
 
 def test_what_follows_the_end_is_refused() -> None:
-    with pytest.raises(CorruptArchive, match="follow the end"):
-        read(write([b"abc"]) + b"\0")
+    for rest in (b"x", b"\0\0x", b"\0" * 70_000 + b"LLMZ\1\0\x80\0", b"PK\3\4"):
+        with pytest.raises(CorruptArchive, match="follow the end"):
+            read(write([b"abc"]) + rest)
+
+
+def test_zeros_after_the_end_are_passed_over_with_a_warning() -> None:
+    for zeros in (1, 3, 4, 512, 70_000):
+        with pytest.warns(PaddingWarning, match=f"^{zeros} zero bytes"):
+            assert read(write([b"abc"]) + bytes(zeros)) == [b"abc"]
+
+
+@given(parts=st.lists(st.lists(st.binary(max_size=9), min_size=1, max_size=3), max_size=4))
+def test_archives_that_follow_each_other_are_one(parts: list[list[bytes]]) -> None:
+    parts = [[b"first"], *parts]
+    archive = b"".join(
+        write(contents, HEADER if i % 2 else None) for i, contents in enumerate(parts)
+    )
+    assert read(archive) == [content for contents in parts for content in contents]
+    reader = Reader(io.BytesIO(archive))
+    places = []
+    while (place := reader.place()) is not None:
+        places.append(place)
+        assert reader.hop()
+    assert not reader.hop()
+    contents = [content for part in parts for content in part]
+    for place in reversed(places):
+        reader.go(place)
+        frame = reader.next_frame()
+        assert frame is not None
+        assert frame.payload == contents[place.frame]
+        reader.accept(frame, frame.payload)
+        assert place.part.header.model == (HEADER if place.part.number % 2 else None)
+
+
+def test_alone_reads_nothing_beyond_the_first_end() -> None:
+    archive = write([b"abc"])
+    source = io.BytesIO(archive + b"anything")
+    reader = Reader(source, alone=True)
+    frame = reader.next_frame()
+    assert frame is not None
+    reader.accept(frame, frame.payload)
+    assert reader.next_frame() is None
+    assert source.tell() == len(archive)
 
 
 def test_frames_cannot_be_exchanged_left_out_or_repeated() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip import container, file
+from llmzip import container, output
+from llmzip.header import write_header
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=500)
 
@@ -76,7 +77,7 @@ def test_exclusive_creation(path: Path) -> None:
         llmzip.open(path, "xb")
 
 
-@pytest.mark.parametrize("mode", ["", "a", "rw", "r+", "rbt", "q"])
+@pytest.mark.parametrize("mode", ["", "ra", "rw", "r+", "rbt", "q"])
 def test_modes_that_make_no_sense(path: Path, mode: str) -> None:
     with pytest.raises(ValueError, match="invalid mode"):
         llmzip.open(path, mode)
@@ -116,7 +117,7 @@ def test_close_twice(path: Path) -> None:
 def test_replacing_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError), file.replacing(target, overwrite=True) as sink:
+    with pytest.raises(RuntimeError), output.writing(target, overwrite=True) as sink:
         sink.write(b"half of the new")
         raise RuntimeError
     assert target.read_bytes() == b"old"
@@ -125,7 +126,7 @@ def test_replacing_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
 
 def test_replacing_does_not_overwrite_what_appears_meanwhile(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with pytest.raises(FileExistsError), file.replacing(target, overwrite=False) as sink:
+    with pytest.raises(FileExistsError), output.writing(target, overwrite=False) as sink:
         sink.write(b"ours")
         target.write_bytes(b"theirs")
     assert target.read_bytes() == b"theirs"
@@ -135,7 +136,7 @@ def test_replacing_does_not_overwrite_what_appears_meanwhile(tmp_path: Path) -> 
 def test_replacing_twice_on_purpose(tmp_path: Path) -> None:
     target = tmp_path / "target"
     for content in (b"one", b"two"):
-        with file.replacing(target, overwrite=True) as sink:
+        with output.writing(target, overwrite=True) as sink:
             sink.write(content)
     assert target.read_bytes() == b"two"
 
@@ -147,7 +148,7 @@ def _stored(tmp_path: Path, contents: list[bytes]) -> Path:
     """An archive of raw frames."""
     path = tmp_path / "large.llmz"
     with path.open("wb") as sink:
-        writer = container.Writer(sink, None)
+        writer = container.Writer(sink, write_header(None))
         for i, content in enumerate(contents):
             last = i == len(contents) - 1
             writer.write(container.Frame(container.RAW, len(content), content, last=last), content)

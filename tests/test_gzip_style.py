@@ -54,7 +54,7 @@ def test_as_gzip_and_zstd(text: Path) -> None:
 def test_stdin_to_stdout_without_arguments() -> None:
     packed = run(input=PROSE.encode())
     assert (packed.returncode, packed.stderr) == (0, b"")
-    assert packed.stdout.startswith(b"LLMZ")
+    assert packed.stdout.startswith(b"LLMz")
     assert run("-d", input=packed.stdout).stdout == PROSE.encode()
     assert run("test", input=packed.stdout).stdout.startswith(b"-: ok")
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import llmzip
 from llmzip import codec, container
 from llmzip.codec import FrameCodec
+from llmzip.header import ModelHeader, write_header
 
 CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
-HEADER = container.ModelHeader(0x16, b"digest", 512, 256)
+HEADER = ModelHeader(0x16, b"digest", 512, 256)
 
 
 def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
@@ -29,7 +30,7 @@ def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
     stored = codec._stored(plain, last=False)
     packed = container.Frame(container.LZMA, len(plain), _lzma(plain), last=True)
     sink = io.BytesIO()
-    writer = container.Writer(sink, HEADER)
+    writer = container.Writer(sink, write_header(HEADER))
     writer.write(frames.encode(text, 1, lambda *_: None), text)
     writer.write(container.Frame(container.RAW, len(noise), noise), noise)
     writer.write(frames.encode(text, 3, lambda *_: None), text)
@@ -99,12 +100,12 @@ def test_arbitrary_frames(table_codec: FrameCodec, data: bytes) -> None:
 def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_path: Path) -> None:
     """64 million tokens promised by the words of some 60, all checks in order: not the hours of
     so many steps, and no more memory than docs/format.md states in section 3."""
-    header, frames = codec._for_writing(llmzip.Options(model=str(TINY)))
+    header, frames, _ = codec._for_writing(llmzip.Options(model=str(TINY)))
     words = frames.encode(PROSE[:200].encode(), 1, lambda *_: None).payload
     n = container.FRAME_LIMIT
     path = tmp_path / "endless.llmz"
     with path.open("wb") as sink:
-        writer = container.Writer(sink, header)
+        writer = container.Writer(sink, write_header(header))
         writer.write(container.Frame(container.MODEL, n, words, n, 1, last=True), bytes(n))
     code = (
         "import resource, sys, llmzip\n"

@@ -18,6 +18,7 @@ import llmzip
 from llmzip import container
 from llmzip.codec import ArchiveWriter, Options
 from llmzip.errors import CorruptArchive, LlmzipError, WrongEnvironment
+from llmzip.header import write_header
 from llmzip.predictor import plain
 
 CONTENT = PROSE.encode()
@@ -127,7 +128,7 @@ def test_a_malformed_environment(environment: str, archive: bytes, gpt2: Path) -
     model = container.Reader(io.BytesIO(archive)).model
     assert model is not None
     sink = io.BytesIO()
-    writer = container.Writer(sink, replace(model, environment=environment))
+    writer = container.Writer(sink, write_header(replace(model, environment=environment)))
     writer.write(container.Frame(container.MODEL, 3, b"....", 1, 1, last=True), b"abc")
     with pytest.raises(CorruptArchive):
         llmzip.decompress(sink.getvalue(), model=str(gpt2))

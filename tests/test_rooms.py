@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmzip"
 STAGES = {
     "errors": 0,
-    "compiled": 0,
+    "folders": 0,
+    "output": 0,
+    "compiled": 0.5,
     "tokens": 1,
     "exact": 2,
     "coder": 2,
@@ -19,7 +21,9 @@ STAGES = {
     "predictor": 4,
     "frequencies": 5,
     "memory": 6,
+    "header": 7,
     "container": 8,
+    "sections": 8.5,
     "team": 8,
     "codec": 9,
     "file": 10,
@@ -39,10 +43,13 @@ STAGES = {
 }
 # the only imports among the stages below codec, beside errors
 NEIGHBOURS = {
+    "compiled": {"folders"},
     "pack": {"coder"},
-    "models": {"exact", "pack"},
+    "models": {"exact", "output", "pack"},
     "predictor": {"exact", "models"},
     "frequencies": {"exact"},  # its tables alone
+    "container": {"header"},
+    "sections": {"container", "header"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

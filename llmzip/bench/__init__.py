@@ -5,6 +5,6 @@ tells. `measure`: files and models → a report. `report`: a report → tables, 
 """
 
 from llmzip.bench.measure import circumstances, compare
-from llmzip.bench.report import plot, summary, table, write_csv
+from llmzip.bench.report import csv_of, plot, summary, table
 
-__all__ = ["circumstances", "compare", "plot", "summary", "table", "write_csv"]
+__all__ = ["circumstances", "compare", "csv_of", "plot", "summary", "table"]

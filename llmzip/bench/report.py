@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from llmzip.output import writing
 
 _ALL = "all"
 _FIELDS = ("category", "file", "codec", "bytes", "compressed_bytes", "bits_per_byte", "ratio",
@@ -71,11 +74,13 @@ def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def write_csv(report: dict[str, Any], sink: TextIO) -> None:
+def csv_of(report: dict[str, Any]) -> str:
     """A line a result; cells that are not known are empty."""
+    sink = io.StringIO()
     writer = csv.DictWriter(sink, _FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows(report))
+    return sink.getvalue()
 
 
 def table(report: dict[str, Any]) -> str:
@@ -173,5 +178,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with writing(path, overwrite=True) as sink:
+        figure.savefig(sink, dpi=110, format=path.suffix.lstrip(".") or "png")
     pyplot.close(figure)

@@ -7,27 +7,39 @@ this machine are. `inspection`: which parts of a text cost how much. `tools`: be
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from types import FrameType
+from typing import Any
 
 from llmzip.cli import parser
 from llmzip.cli.usage import UsageError
-from llmzip.errors import LlmzipError
+from llmzip.errors import LlmzipError, PaddingWarning
 
 __all__ = ["main"]
 
 _INTERRUPTED = 128 + signal.SIGINT
+_python_warning = warnings.showwarning
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)  # so that partial files are removed
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PaddingWarning)
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(words: list[str]) -> int:
     try:
-        options = parser.parse(sys.argv[1:] if arguments is None else arguments)
+        options = parser.parse(words)
+        _tell_progress(getattr(options, "quiet", False))
         return int(options.run(options) or 0)
     except UsageError as error:
         print(f"llmzip: {error}", file=sys.stderr)
@@ -43,6 +55,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"llmzip: {error or 'interrupted'}", file=sys.stderr)
         return _INTERRUPTED
     return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, PaddingWarning):
+        print(f"llmzip: warning: {message}", file=sys.stderr)
+    else:
+        _python_warning(message, category, *where)
+
+
+def _tell_progress(quiet: bool) -> None:
+    """What takes long is told on stderr, a line each."""
+    log = logging.getLogger("llmzip")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("llmzip: %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

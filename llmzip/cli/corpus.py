@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from llmzip import container
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive
+from llmzip.output import write, writing
 
 if TYPE_CHECKING:
     from llmzip.codec import Options
@@ -79,14 +80,13 @@ def run(
 def _jobs(
     arguments: argparse.Namespace, name: Callable[[Path], Path], compressing: bool
 ) -> Iterator[Job]:
-    from llmzip.cli.files import expand
+    from llmzip.cli.files import expand, require_regular
     from llmzip.parallel import Job
 
     deep = arguments.recursive or bool(arguments.out)
     for given in arguments.files:
         for found in expand([given], deep, archives=not compressing):
-            if os.path.isdir(found):
-                raise IsADirectoryError(0, "is a directory; -r goes into it", found)
+            require_regular(found, "")
             source = Path(found)
             target = name(source)
             if arguments.out:
@@ -112,7 +112,6 @@ def _bar(
 def archive(arguments: argparse.Namespace, options: Options) -> int:
     """A folder as one file, its members with an index."""
     from llmzip import members
-    from llmzip.file import replacing
 
     if len(arguments.files) != 1 or not os.path.isdir(arguments.files[0]):
         raise UsageError("--archive takes one folder")
@@ -122,7 +121,7 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
     if folder.resolve() in target.resolve().parents:
         raise UsageError(f"{target} would lie in the folder itself; -o names another place")
-    with replacing(target, overwrite=arguments.force) as sink:
+    with writing(target, overwrite=arguments.force) as sink:
         members.write(sink, folder, options)
     return 0
 
@@ -145,13 +144,10 @@ def extract(arguments: argparse.Namespace) -> int:
 
 def write_manifest(folder: Path) -> None:
     """Of all archives in a folder: sizes, and BLAKE2b-16 digests."""
-    from llmzip.file import replacing
-
     lines = [_COLUMNS]
     for path in _archives(folder):
         lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_facts(path)))))
-    with replacing(folder / MANIFEST, overwrite=True) as sink:
-        sink.write("".join(f"{line}\n" for line in lines).encode())
+    write(folder / MANIFEST, "".join(f"{line}\n" for line in lines))
 
 
 def _archives(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from llmzip import container
 from llmzip.cli import corpus
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive, LlmzipError
+from llmzip.output import is_descriptor, is_special, writing
 
 if TYPE_CHECKING:
     from llmzip.codec import Options, Progress
@@ -65,6 +66,16 @@ def set_threads(count: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
+
+
+def require_regular(name: str, hint: str = "; -c or -o reads it all the same") -> None:
+    """Raises OSError for what is no regular file: read as one, it might never end."""
+    if name == "-":
+        return
+    if os.path.isdir(name):
+        raise IsADirectoryError(0, "is a directory; -r goes into it", name)
+    if is_special(name):
+        raise OSError(0, "is no regular file" + hint, name)
 
 
 def expand(names: list[str], recursive: bool, archives: bool) -> Iterator[str]:
@@ -140,7 +151,9 @@ def _transform_all(
         raise UsageError("-o names one output, so it takes one input")
     if arguments.stdout and arguments.output not in (None, "-"):
         raise UsageError("-c and -o exclude each other")
-    if arguments.rm and (to_stdout or "-" in names or getattr(arguments, "salvage", False)):
+    special = bool(arguments.output) and not to_stdout and is_special(arguments.output)
+    salvage = getattr(arguments, "salvage", False)
+    if arguments.rm and (to_stdout or special or "-" in names or salvage):
         raise UsageError("--rm is for files that are replaced by files")
     prints = to_stdout or ("-" in names and not arguments.output)
     if compressing and prints and len(names) > 1:
@@ -151,10 +164,12 @@ def _transform_all(
     for name in names:
         if to_stdout or (name == "-" and not arguments.output):
             jobs.append((name, None))
-        elif os.path.isdir(name):
+        elif arguments.output:
+            jobs.append((name, Path(arguments.output)))
+        elif os.path.isdir(name) or is_special(name):
             jobs.append((name, Path(name)))  # which will be refused
         else:
-            jobs.append((name, Path(arguments.output or target_name(Path(name)))))
+            jobs.append((name, target_name(Path(name))))
     failed = [attempt(name, _transform, target, arguments, transform, compressing)
               for name, target in jobs]  # fmt: skip
     return int(any(failed))
@@ -201,6 +216,8 @@ def _transform(
     compressing: bool,
 ) -> bool:
     """False if the output lacks something."""
+    if target is not None and not arguments.output:
+        require_regular(name)
     with reading(name) as source, progress_bar(name, source, arguments, compressing) as progress:
         taken = Counted(source)
         if target is None:
@@ -212,14 +229,10 @@ def _transform(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise
         else:
-            from llmzip.file import replacing
-
-            with replacing(target, overwrite=arguments.force) as sink:
+            like = None if name == "-" else name
+            with writing(target, overwrite=arguments.force, like=like) as sink:
                 given = Counted(sink)
                 whole = transform(taken, given, progress)
-                if name != "-":  # the temporary file gets mode and times before the target's name
-                    sink.flush()
-                    shutil.copystat(name, sink.name)
     if arguments.verbose:
         small, large = sorted((taken.count, given.count))
         if compressing:
@@ -230,6 +243,15 @@ def _transform(
     if arguments.rm:
         Path(name).unlink()
     return bool(whole)
+
+
+@contextlib.contextmanager
+def reading_only(name: str) -> Iterator[BinaryIO]:
+    """To look at, where nothing is written: a special file only as a shell's <(command)."""
+    if name != "-" and not is_descriptor(name):
+        require_regular(name, "")
+    with reading(name) as source:
+        yield source
 
 
 @contextlib.contextmanager
@@ -322,7 +344,7 @@ def test(arguments: argparse.Namespace) -> int:
 
     def one(name: str) -> bool:
         with (
-            reading(name) as source,
+            reading_only(name) as source,
             progress_bar(name, source, arguments, False) as progress,
             seekable(source) as archive,
         ):

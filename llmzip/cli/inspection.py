@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from llmzip import container
-from llmzip.cli.files import options_of, progress_bar, reading
+from llmzip import header
+from llmzip.cli.files import options_of, progress_bar, reading_only
 from llmzip.cli.usage import UsageError
+from llmzip.output import writing
 
 # a level for each that the bits of a token reach
 _LEVELS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 11, 15)
@@ -59,9 +60,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         if arguments.html == "-":
             sys.stdout.write(text)
         else:
-            from llmzip.file import replacing
-
-            with replacing(Path(arguments.html), overwrite=arguments.force) as sink:
+            with writing(arguments.html, overwrite=arguments.force) as sink:
                 sink.write(text.encode())
     elif _coloured(arguments.color):
         sys.stdout.writelines(painted(segments))
@@ -84,11 +83,11 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
 
     options = options_of(arguments)
     with (
-        reading(arguments.file) as source,
+        reading_only(arguments.file) as source,
         progress_bar(arguments.file, source, arguments, True) as progress,
     ):
-        start = source.read(len(container.MAGIC))
-        if start == container.MAGIC:
+        start = header.read_magic(source.read)
+        if start in (header.MAGIC, header.SHORT_MAGIC):
             rest = _Joined(start, source)
             for pieces, bits in codec.archive_costs(rest, options, progress):  # type: ignore[arg-type]
                 yield from zip(pieces, bits.tolist(), strict=True)

@@ -111,6 +111,10 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = command("info", show.info, "show what archives hold, without decoding them")
     _add_files(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--costs", action="store_true", help="decode them, and show what of their "
+                     "size is due to the model, the memory and the entropy coder")  # fmt: skip
+    _add_limits(sub)
+    _add_model(sub)
 
     sub = command("inspect", inspection.inspect, "show which parts of a text cost how many bits")
     sub.add_argument("file", metavar="FILE", help="a text, or an archive; - is stdin")

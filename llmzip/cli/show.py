@@ -1,13 +1,17 @@
-"""list, info, models, doctor: what archives, models and this machine are. Decodes nothing."""
+"""list, info, models, doctor: what archives, models and this machine are."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip import container
-from llmzip.cli.files import Counted, attempt, expand, reading
+from llmzip.cli.files import Counted, attempt, expand, options_of, reading_only
+from llmzip.header import VERSION, Header
+
+if TYPE_CHECKING:
+    from llmzip.codec import Options
 
 _KINDS = {
     container.RAW: "raw",
@@ -15,10 +19,11 @@ _KINDS = {
     container.MODEL: "model",
     container.LZMA: "lzma",
 }
+_FIRST = 16  # tokens of a frame whose cost is shown by itself: they have little context
 
 
 def info(arguments: argparse.Namespace) -> int:
-    found, failed = _described(arguments)
+    found, failed = _described(arguments, options_of(arguments) if arguments.costs else None)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -41,13 +46,15 @@ def list_archives(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _described(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
+def _described(
+    arguments: argparse.Namespace, options: Options | None = None
+) -> tuple[list[dict[str, Any]], bool]:
     """Of every archive that can be read, and whether one cannot."""
     found: list[dict[str, Any]] = []
 
     def look(name: str) -> None:
-        with reading(name) as source:
-            found.append({"file": name, **describe(source)})
+        with reading_only(name) as source:
+            found.append({"file": name, **describe(source, options)})
 
     names = expand(arguments.files, arguments.recursive, archives=True)
     failed = [attempt(name, look) for name in names]
@@ -55,58 +62,138 @@ def _described(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], boo
 
 
 def _print_info(entry: dict[str, Any]) -> None:
-    model, frames = entry["model"], entry["frames"]
-    described = "none"
-    if model:
-        described = f"{model['name'] or 'unknown'} ({model['digest']}…), {model['activations']}"
-        described += f", context {model['window']}, overlap {model['overlap']}"
+    archives = entry["archives"]
+    frames = [frame for archive in archives for frame in archive["frames"]]
     kinds = (f"{sum(f['kind'] == kind for f in frames)} {kind}" for kind in _KINDS.values())
-    print(f"{entry['file']}: llmzip archive, format {entry['format']}")
+    count = "" if len(archives) == 1 else f" ({len(archives)} that follow each other)"
+    print(f"{entry['file']}: llmzip archive{count}, format {entry['format']}")
     print(f"  content   {entry['content_bytes']:,} bytes")
     print(f"  archive   {entry['archive_bytes']:,} bytes, {entry['bits_per_byte']:.4f} b/B")
-    print(f"  model     {described}")
+    for model in dict.fromkeys(_model_line(archive["model"]) for archive in archives):
+        print(f"  model     {model}")
     print(f"  frames    {len(frames)} ({', '.join(kinds)})")
-    print(f"  tokens    {sum(f['tokens'] for f in frames):,}")
+    if all(f["tokens"] is not None for f in frames):
+        print(f"  tokens    {sum(f['tokens'] for f in frames):,}")
+    spent = (f"{name} {size:,}" for name, size in entry["spent_bytes"].items() if size)
+    print(f"  bytes     {', '.join(spent)}")
+    if "costs" in entry:
+        _print_costs(entry)
 
 
-def describe(source: BinaryIO) -> dict[str, Any]:
-    """The structure of an archive, its payloads undecoded. Raises LlmzipError."""
-    from llmzip import models
-    from llmzip.codec import PROFILES
+def _model_line(model: dict[str, Any] | None) -> str:
+    if model is None:
+        return "none"
+    line = f"{model['name'] or 'unknown'} ({model['digest']}…)"
+    if model["defaults"]:
+        return f"{line}, with its defaults"
+    return f"{line}, {model['activations']}, context {model['window']}, overlap {model['overlap']}"
 
+
+def _print_costs(entry: dict[str, Any]) -> None:
+    costs = entry["costs"]
+    size = max(1, entry["content_bytes"])
+    print("  of the payload, in bytes (bits per byte of content):")
+    for name, label in (
+        ("model", "language model alone"),
+        ("first_tokens", f"  its first {_FIRST} tokens"),
+        ("memory", "what the memory changes"),
+        ("stored", "stored frames"),
+        ("coder", "entropy coder beyond −log2 p"),
+    ):
+        print(f"    {label:<30}{costs[name] / 8:+12,.1f}  ({costs[name] / size:+.4f})")
+
+
+def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]:
+    """The structure of archives that follow each other in `source`, payloads undecoded; with
+    `options` they are decoded, and it is told what of them spent how many bits.
+
+    Raises LlmzipError.
+    """
     counted = Counted(source)
     reader = container.Reader(counted)  # type: ignore[arg-type]
-    frames = []
+    decoder = None if options is None else _Costs(options)
+    archives: list[dict[str, Any]] = []
+    spent = {"headers": 0, "frame fields": 0, "checks": 0, "payloads": 0, "trailers": 0}
     while (frame := reader.next_frame()) is not None:
-        frames.append(
+        if reader.part.number == len(archives):
+            archives.append({"model": _about(reader.part.header), "frames": []})
+            spent["headers"] += len(reader.part.header.data)
+        archives[-1]["frames"].append(
             {
                 "kind": _KINDS[frame.kind],
                 "content_bytes": frame.content_length,
                 "payload_bytes": len(frame.payload),
-                "tokens": frame.tokens,
+                "tokens": frame.tokens if frame.tokens or frame.kind != container.MODEL else None,
                 "streams": frame.streams,
             }
         )
-        reader.skip(frame)
-    header, model = reader.model, None
-    if header is not None:
-        model = {
-            "name": header.name or models.embedded_with_digest(header.digest_start),
-            "digest": header.digest_start.hex(),
-            "profile": header.profile,
-            "activations": PROFILES.get(header.profile & 15),
-            "memory": header.profile >> 4,
-            "window": header.window,
-            "overlap": header.overlap,
-        }
-    return {
-        "format": container.VERSION,
+        spent["payloads"] += len(frame.payload)
+        spent["checks"] += container.CHECK_BYTES * (1 + (frame.content_length > container.SMALL))
+        spent["frame fields"] += reader.fields_length
+        if decoder is None:
+            reader.skip(frame)
+        else:
+            reader.accept(frame, decoder.add(frame, reader.part.header))
+    for archive in archives:
+        frames = archive["frames"]
+        length = sum(frame["content_bytes"] for frame in frames)
+        if container.has_trailer(length, len(frames)):
+            spent["trailers"] += container.TRAILER_BYTES
+    found = {
+        "format": VERSION,
         "content_bytes": reader.offset,
         "archive_bytes": counted.count,
         "bits_per_byte": 8 * counted.count / max(1, reader.offset),
-        "model": model,
-        "frames": frames,
+        "archives": archives,
+        "spent_bytes": spent,
     }
+    return found if decoder is None else {**found, "costs": decoder.bits}
+
+
+def _about(header: Header) -> dict[str, Any] | None:
+    from llmzip import models
+    from llmzip.codec import PROFILES
+
+    model = header.model
+    if model is None:
+        return None
+    told = None if header.short else model
+    return {
+        "name": model.name or models.embedded_with_digest(model.digest_start),
+        "digest": model.digest_start.hex(),
+        "defaults": header.short,
+        "profile": told and told.profile,
+        "activations": told and PROFILES.get(told.profile & 15),
+        "memory": told and told.profile >> 4,
+        "window": told and told.window,
+        "overlap": told and told.overlap,
+    }
+
+
+class _Costs:
+    """Bits that the parts of decoded frames spent."""
+
+    def __init__(self, options: Options) -> None:
+        from llmzip.codec import FrameReader
+
+        self._frames = FrameReader(options, lambda *_: None)
+        names = ("model", "first_tokens", "memory", "stored", "coder")
+        self.bits = dict.fromkeys(names, 0.0)
+
+    def add(self, frame: container.Frame, header: Header) -> bytes:
+        """The frame's content."""
+        content = self._frames.content(frame, header)
+        coded = 8.0 * len(frame.payload)
+        if frame.kind != container.MODEL:
+            self.bits["stored"] += coded
+            return content
+        _, mixed = self._frames.costs(frame, header, content)
+        _, alone = self._frames.costs(frame, header, content, memory=False)
+        self.bits["model"] += float(alone.sum())
+        self.bits["first_tokens"] += float(alone[:_FIRST].sum())
+        self.bits["memory"] += float(mixed.sum() - alone.sum())
+        self.bits["coder"] += coded - float(mixed.sum())
+        return content
 
 
 def models(arguments: argparse.Namespace) -> None:

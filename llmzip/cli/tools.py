@@ -7,9 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from llmzip.cli.files import options_of
+from llmzip.cli.files import options_of, require_regular
 from llmzip.cli.usage import UsageError
 from llmzip.errors import LlmzipError
+from llmzip.output import write, writing
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -19,6 +20,9 @@ def bench(arguments: argparse.Namespace) -> int:
 
     if arguments.repeat < 1:
         raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
+    for path in arguments.files:
+        if not path.is_dir():
+            require_regular(str(path), "")
     rivals = None if arguments.codecs is None else [c for c in arguments.codecs.split(",") if c]
     report = benchmark.compare(
         arguments.files,
@@ -35,12 +39,11 @@ def bench(arguments: argparse.Namespace) -> int:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write(arguments.json, json.dumps(report, indent=1) + "\n")
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as sink:
-            benchmark.write_csv(report, sink)
+        write(arguments.csv, benchmark.csv_of(report))
     if arguments.markdown:
-        arguments.markdown.write_text(forms.markdown(report))
+        write(arguments.markdown, forms.markdown(report))
     if arguments.plot:
         benchmark.plot(report, arguments.plot)
     return 0 if good else 1
@@ -49,7 +52,6 @@ def bench(arguments: argparse.Namespace) -> int:
 def pack(arguments: argparse.Namespace) -> None:
     from llmzip import models
     from llmzip import pack as packing
-    from llmzip.file import replacing
 
     path = Path(arguments.weights)
     if not path.is_file():
@@ -57,7 +59,7 @@ def pack(arguments: argparse.Namespace) -> None:
         path = files[-1]
         if len(files) > 3 or path.suffix != ".safetensors":
             raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")
-    with path.open("rb") as source, replacing(arguments.output, overwrite=arguments.force) as sink:
+    with path.open("rb") as source, writing(arguments.output, overwrite=arguments.force) as sink:
         packing.pack(source, sink)
         sizes = source.tell(), sink.tell()
     print(f"{sizes[0]:,} → {sizes[1]:,} bytes", file=sys.stderr)
@@ -65,11 +67,10 @@ def pack(arguments: argparse.Namespace) -> None:
 
 def unpack(arguments: argparse.Namespace) -> None:
     from llmzip import pack as packing
-    from llmzip.file import replacing
 
     with (
         arguments.packed.open("rb") as source,
-        replacing(arguments.output, overwrite=arguments.force) as sink,
+        writing(arguments.output, overwrite=arguments.force) as sink,
     ):
         packing.unpack(source, sink)
 
@@ -80,6 +81,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     for path in arguments.texts:
         path.stat()
+        if not path.is_dir():
+            require_regular(str(path), "")
     base = arguments.base or models.DEFAULT
     report = domain.train(arguments.texts, arguments.output, base, 60 * arguments.minutes)
     print(json.dumps(report, indent=2))

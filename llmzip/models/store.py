@@ -6,6 +6,7 @@ Torch is loaded to read weights, not to look a model up.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmzip import output
 from llmzip.errors import UnsupportedModel, WrongModel
 from llmzip.models import compact
 
@@ -160,8 +162,6 @@ def _read(folder: Path, name: str) -> ModelFiles:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    import io
-
     from safetensors.torch import load, load_file
 
     if path.name != PACKED:
@@ -252,7 +252,7 @@ def save_int8(
     `context` replaces the config's max_position_embeddings. `packed`: weights by `llmzip.pack`,
     the tokenizer in its compact form if it has one.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from llmzip.exact import ops
 
@@ -270,20 +270,20 @@ def save_int8(
     if context is not None:
         config["max_position_embeddings"] = context
     target.mkdir(parents=True, exist_ok=True)
-    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    output.write(target / "config.json", json.dumps(config, indent=1) + "\n")
     for old in ("tokenizer.json", compact.NAME, "model.safetensors", PACKED):
         (target / old).unlink(missing_ok=True)  # two forms of one thing would be one too many
     tokenizer = json.loads(files.tokenizer_json)
     small = compact.compact(tokenizer) if packed else None
-    (target / (compact.NAME if small else "tokenizer.json")).write_text(
+    output.write(
+        target / (compact.NAME if small else "tokenizer.json"),
         json.dumps(small or tokenizer, separators=(",", ":"), ensure_ascii=small is None),
-        encoding="utf-8",
     )
-    weights = target / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    if packed:
-        from llmzip import pack
+    weights = save(tensors, metadata={"format": "pt"})
+    if not packed:
+        output.write(target / "model.safetensors", weights)
+        return
+    from llmzip import pack
 
-        with weights.open("rb") as content, (target / PACKED).open("wb") as sink:
-            pack.pack(content, sink)
-        weights.unlink()
+    with output.writing(target / PACKED, overwrite=True) as sink:
+        pack.pack(io.BytesIO(weights), sink)

@@ -16,6 +16,7 @@ import zstandard
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from llmzip import output
 from llmzip.errors import LlmzipError
 from llmzip.train.config import Config
 
@@ -138,9 +139,10 @@ def prepare(corpus: Path, work: Path, config: Config, ready: Path | None = None)
     else:
         tokenizer = Tokenizer.from_file(str(ready))
     tokens, size = pack(documents, tokenizer)
-    tokenizer.save(str(work / "tokenizer.json"), pretty=False)
-    np.save(work / "tokens.npy", tokens)
-    (work / "bytes.txt").write_text(f"{size}\n")
+    output.write(work / "tokenizer.json", tokenizer.to_str(pretty=False))
+    with output.writing(work / "tokens.npy", overwrite=True) as sink:
+        np.save(sink, tokens)
+    output.write(work / "bytes.txt", f"{size}\n")
 
 
 def batches(work: Path, config: Config, step: int, rank: int, ranks: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from llmzip import output
 from llmzip.train import data, model, optim
 from llmzip.train.config import Config
 
@@ -146,9 +146,7 @@ def _rewind(log: Path, step: int) -> None:
     if log.exists():
         lines = log.read_text().splitlines(keepends=True)
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
-        temporary = log.with_suffix(".partial")
-        temporary.write_text(kept)
-        os.replace(temporary, log)
+        output.write(log, kept)
 
 
 def _append(log: Path, progress: Progress, bits: float, falling: float) -> None:
@@ -174,9 +172,7 @@ def _save(
     tensors = {_PREFIX + name: p.detach().cpu() for name, p in network.named_parameters()}
     tensors |= {f"optimiser.{name}": t.cpu() for name, t in optim.state(optimisers).items()}
     metadata = {key: repr(value) for key, value in vars(progress).items()}
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    output.write(path, save(tensors, metadata=metadata))
 
 
 def write_compact(checkpoint: Path, target: Path) -> None:
@@ -186,7 +182,7 @@ def write_compact(checkpoint: Path, target: Path) -> None:
         tensors = {n: file.get_tensor(n).half() for n in names if n.startswith(_PREFIX)}
         metadata = file.metadata()
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target, metadata=metadata)
+    output.write(target, save(tensors, metadata=metadata))
 
 
 def _load(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from llmzip import output
 from llmzip.errors import LlmzipError
 from llmzip.train import config as configuration
 from llmzip.train import data, grow, loop, model
@@ -118,17 +119,17 @@ def run(given: argparse.Namespace) -> None:
             if path.suffix == ".txt"
         }
     results.mkdir(parents=True, exist_ok=True)
-    (results / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    output.write(results / "report.json", json.dumps(report, indent=1) + "\n")
 
 
 def export(network: Any, work: Path, out: Path) -> None:
     """A folder in Hugging Face format: config, float32 weights, tokenizer."""
     network.config.use_cache = True
     network.save_pretrained(out)
-    (out / "tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
+    output.write(out / "tokenizer.json", (work / "tokenizer.json").read_bytes())
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": data.BOS,
         "clean_up_tokenization_spaces": False,
     }
-    (out / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n")
+    output.write(out / "tokenizer_config.json", json.dumps(about, indent=1) + "\n")

@@ -1,0 +1,157 @@
+"""The header of an archive ↔ bytes, as docs/format.md lays down in section 2.
+
+Every length is checked before anything is allocated. Knows nothing of frames and of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
+
+MAGIC = b"LLMZ"
+SHORT_MAGIC = b"LLMz"
+MAGIC_BYTES = 4
+VERSION = 1
+DIGEST_START = 6  # bytes of the model's digest in the header
+SHORT_DIGEST_START = 1  # and in that of a short archive
+CERTIFICATE_BYTES = 4
+
+_HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
+_FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT
+_ENVIRONMENT_LIMIT = 1 << 12
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What decoding needs to know of the model."""
+
+    profile: int  # the arithmetic, see docs/exactness.md
+    digest_start: bytes
+    window: int
+    overlap: int
+    name: str = ""
+    certificate: bytes = b""  # of a converted model, how its code computes
+    environment: str = ""  # of an archive that needs the very same one: a JSON object of strings
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an archive begins with."""
+
+    data: bytes  # as it is in the archive
+    model: ModelHeader | None
+    # an embedded model with its defaults, one frame, one stream: `model` holds the start of
+    # its digest alone
+    short: bool = False
+
+
+def write_header(model: ModelHeader | None) -> Header:
+    """The header of an archive whose frames need `model`, if any."""
+    flags, fields = 0, b""
+    if model is not None:
+        flags |= _HAS_MODEL
+        assert round_length(model.window) == model.window
+        assert round_length(model.overlap) == model.overlap
+        fields = bytes([model.profile]) + model.digest_start
+        fields += bytes([_short_length(model.window), _short_length(model.overlap)])
+        if model.certificate:
+            assert len(model.certificate) == CERTIFICATE_BYTES
+            flags |= _HAS_CERTIFICATE
+            fields += model.certificate
+        if model.environment:
+            environment = model.environment.encode()
+            assert len(environment) <= _ENVIRONMENT_LIMIT
+            flags |= _HAS_ENVIRONMENT
+            fields += len(environment).to_bytes(2, "little") + environment
+        if model.name:
+            name = model.name.encode()[:255]
+            flags |= _HAS_NAME
+            fields += bytes([len(name)]) + name
+    return Header(MAGIC + bytes([VERSION, flags]) + fields, model)
+
+
+def write_short_header(digest: bytes) -> Header:
+    """The header of a short archive; `digest` is that of an embedded model."""
+    return _short_header(SHORT_MAGIC + digest[:SHORT_DIGEST_START])
+
+
+def _short_header(data: bytes) -> Header:
+    return Header(data, ModelHeader(0, data[MAGIC_BYTES:], 0, 0), short=True)
+
+
+def read_magic(read: Callable[[int], bytes]) -> bytes:
+    """The first bytes of an archive; fewer than MAGIC_BYTES only at the source's end."""
+    start = b""
+    while len(start) < MAGIC_BYTES and (more := read(MAGIC_BYTES - len(start))):
+        start += more
+    return start
+
+
+def read_header(magic: bytes, take: Callable[[int], bytes]) -> Header:
+    """The header that begins with `magic`; `take` gives the next so many bytes.
+
+    Raises CorruptArchive, TruncatedArchive or UnsupportedArchive.
+    """
+    if magic == SHORT_MAGIC:
+        return _short_header(magic + take(SHORT_DIGEST_START))
+    if magic != MAGIC:
+        if magic and any(known.startswith(magic) for known in (MAGIC, SHORT_MAGIC)):
+            raise TruncatedArchive("the archive ends too early")
+        raise CorruptArchive("not an llmzip archive (it does not begin with LLMZ)")
+    version, flags = take(2)
+    if version != VERSION:
+        raise UnsupportedArchive(
+            f"archive format version {version}; this llmzip reads version {VERSION}"
+        )
+    if flags & ~_FLAGS or (flags and not flags & _HAS_MODEL):
+        raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
+    data = bytearray(magic + bytes([version, flags]))
+
+    def noted(count: int) -> bytes:
+        part = take(count)
+        data.extend(part)
+        return part
+
+    model = _read_model(noted, flags) if flags & _HAS_MODEL else None
+    return Header(bytes(data), model)
+
+
+def _read_model(take: Callable[[int], bytes], flags: int) -> ModelHeader:
+    def take_text(length_bytes: int, limit: int) -> str:
+        length = int.from_bytes(take(length_bytes), "little")
+        if length > limit:
+            raise CorruptArchive(f"a text of {length} bytes in the header")
+        return take(length).decode("utf-8", "replace")
+
+    fields = take(1 + DIGEST_START + 2)
+    window, overlap = (_expand_length(code) for code in fields[7:9])
+    if not 0 <= overlap < window - 1:
+        raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
+    return ModelHeader(
+        profile=fields[0],
+        digest_start=fields[1:7],
+        window=window,
+        overlap=overlap,
+        certificate=take(CERTIFICATE_BYTES) if flags & _HAS_CERTIFICATE else b"",
+        environment=take_text(2, _ENVIRONMENT_LIMIT) if flags & _HAS_ENVIRONMENT else "",
+        name=take_text(1, 255) if flags & _HAS_NAME else "",
+    )
+
+
+def round_length(length: int) -> int:
+    """The largest length up to this one that Window and Overlap can express."""
+    return 0 if length < 8 else _expand_length(_short_length(length))
+
+
+def _short_length(length: int) -> int:
+    """One byte: 0 for 0, else 5 bits of exponent and 3 of mantissa, (8 + m) · 2^(e - 1), e ≥ 1."""
+    if length < 8:
+        return 0
+    exponent = length.bit_length() - 3
+    return exponent << 3 | (length >> (exponent - 1)) & 7
+
+
+def _expand_length(code: int) -> int:
+    return (8 + (code & 7)) << ((code >> 3) - 1) if code >> 3 else 0
