@@ -11,6 +11,7 @@ import bisect
 import json
 import lzma
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,19 @@ _HOPELESS = 1.5  # times the stored size: the whole frame would not do better
 Progress = Callable[[int, int], None]
 
 
+_NONE = type(None)
+_KINDS: dict[str, tuple[type, ...]] = {  # of Options
+    "model": (str, _NONE),
+    "device": (str,),
+    "streams": (int, _NONE),
+    "stream_tokens": (int,),
+    "activations": (str, _NONE),
+    "context": (tuple, _NONE),
+    "frame_size": (int,),
+    "max_length": (int, _NONE),
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """How to compress, and with which model and device in either direction."""
@@ -90,6 +104,14 @@ class Options:
     max_length: int | None = None  # refuse archives with more bytes of content
 
     def __post_init__(self) -> None:
+        given: Any = self.model
+        if isinstance(given, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(given))
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                wanted = " or ".join("None" if kind is _NONE else kind.__name__ for kind in kinds)
+                raise TypeError(f"{name} is {value!r}, where {wanted} is needed")
         if self.streams is not None and self.streams < 1:
             raise LlmzipError(f"{self.streams} streams; at least 1 is needed")
         if self.stream_tokens < 1:

@@ -115,6 +115,8 @@ class LlmzipFile(io.BufferedIOBase):
         self._file: BinaryIO | None = None
         self._failed = False
         self._written = 0
+        if not isinstance(mode, str):
+            raise TypeError(f"mode is {mode!r}, where str is needed")
         kind = mode.replace("b", "", 1)
         if kind not in ("r", "w", "x", "a"):
             raise ValueError(f"invalid mode {mode!r}; possible are r, w, x, a, with b or t")
@@ -272,12 +274,12 @@ def open(
     with b (the default) or t for text; a appends. Raises LlmzipError when what is read is no intact
     archive. An archive being written is complete only after `close`.
     """
-    text = "t" in mode
+    text = isinstance(mode, str) and "t" in mode
     if text and "b" in mode:
         raise ValueError(f"invalid mode {mode!r}")
     if not text and (encoding, errors, newline) != (None, None, None):
         raise ValueError("encoding, errors and newline are for text modes")
-    file = LlmzipFile(filename, mode.replace("t", "", 1), options=options)
     if not text:
-        return file
+        return LlmzipFile(filename, mode, options=options)
+    file = LlmzipFile(filename, mode.replace("t", "", 1), options=options)
     return io.TextIOWrapper(cast(io.BufferedReader, file), encoding, errors, newline)

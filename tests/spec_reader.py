@@ -78,7 +78,7 @@ def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _short(archive: bytes, content: bytes) -> tuple[int, int, bytes]:
-    # 5. Short archives
+    # 10. Short archives
     length, at = _varint(archive, 5)
     assert length <= 65536
     payload_length, at = _varint(archive, at)

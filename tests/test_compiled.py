@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
-from llmzip import compiled as stage
+from llmzip import folders
 from llmzip.compiled import compiled, compiled_for_integers
 
 
@@ -29,11 +33,130 @@ def test_sums_of_integers_are_the_same_in_any_order() -> None:
     assert compiled_for_integers(_sum)(values) == _sum(values)
 
 
-def test_without_a_folder_to_keep_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    def njit(cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(**options)
+# Where compiled code is kept
 
-    monkeypatch.setattr(stage, "njit", njit)
-    assert compiled(_sum)(np.array([3, 4], dtype=np.float32)) == 25
+LOOPS = """
+from llmzip.compiled import compiled
+
+@compiled
+def double(values):
+    total = 0 * values[0]
+    for value in values:
+        total += value + value
+    return total
+"""
+USE = """
+import logging, sys
+import numpy
+from llmzip import compiled
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+compiled._SILENCE = 0.0
+import loops
+for kind in sys.argv[1:]:
+    assert loops.double(numpy.arange(9, dtype=kind)) == 72, kind
+print(sum(loops.double.stats.cache_hits.values()))
+"""
+
+
+class Site:
+    """A folder of installed modules that cannot be written to, and a process that uses it."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.home = root / "site", root / "home"
+        self.temporary = root / "temporary"
+        for folder in (self.folder, self.home, self.temporary):
+            folder.mkdir()
+        (self.folder / "loops.py").write_text(LOOPS)
+        self.folder.chmod(0o555)
+        self.path = os.pathsep.join([str(self.folder), str(Path(__file__).parent.parent)])
+
+    def run(self, *kinds: str, **environment: str) -> tuple[int, str]:
+        """Loads from the cache, and what was said."""
+        process = self.start(*kinds, **environment)
+        out, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+        return int(out), said.decode()
+
+    def start(self, *kinds: str, **environment: str) -> subprocess.Popen[bytes]:
+        drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": self.path, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.Popen(
+            [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", USE, *kinds],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**kept, "HOME": str(self.home), "TMPDIR": str(self.temporary), **environment},
+            cwd=self.temporary,
+        )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    if not hasattr(os, "geteuid") or (os.geteuid() == 0 and not shutil.which("setpriv")):
+        pytest.skip("no way to be forbidden to write")
+    return Site(tmp_path)
+
+
+def test_installed_read_only(site: Site, tmp_path: Path) -> None:
+    hits, said = site.run("f4")
+    assert (hits, said.count("\n")) == (0, 1)
+    assert said.startswith("compiling for this processor")
+    assert list(site.home.glob(".cache/llmzip/numba/**/*.nbc"))
+    assert site.run("f4") == (1, "")
+    chosen = tmp_path / "chosen"
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        folder = chosen / name
+        folder.mkdir(parents=True)
+        assert site.run("f4", **{name: str(folder)})[0] == 0
+        assert list(folder.rglob("*.nbc"))
+        assert site.run("f4", **{name: str(folder)}) == (1, "")
+    site.home.chmod(0o555)
+    home = str(site.home / "none")
+    assert site.run("f4", HOME=home)[0] == 0
+    (own,) = site.temporary.iterdir()
+    assert own.name == f"llmzip-{os.geteuid()}"
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert site.run("f4", HOME=home) == (1, "")
+    own.chmod(0o777)  # where others may have put code, none is run
+    assert site.run("f4", HOME=home)[0] == 0
+
+
+def test_a_user_whom_the_system_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = folders.cache_folder("numba")
+    assert found == tmp_path / f"llmzip-{os.geteuid()}" / "numba"
+    assert [path.name for path in tmp_path.iterdir()] == [f"llmzip-{os.geteuid()}"]
+
+
+def test_several_processes_begin_at_once(site: Site) -> None:
+    kinds = ["i4", "i8", "f4", "f8"]
+    processes = [site.start(*kinds[i:], *kinds[:i]) for i in range(4)]
+    for process in processes:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said.decode()
+    site.run(*kinds)  # whatever was kept
+
+
+def test_damaged_files(site: Site) -> None:
+    site.run("f4")
+    for suffix in ("nbi", "nbc"):
+        for path in site.home.rglob(f"*.{suffix}"):
+            path.write_bytes(path.read_bytes()[:-20] if suffix == "nbc" else b"")
+        assert site.run("f4")[0] == 0
+
+
+def test_a_full_disk(site: Site) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        assert site.run("f4")[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)

@@ -107,7 +107,7 @@ def short(payload: bytes, content: bytes) -> bytes:
     return sink.getvalue()
 
 
-def test_5_a_short_archive_of_100_bytes_pays_11() -> None:
+def test_10_a_short_archive_of_100_bytes_pays_11() -> None:
     content = b"m" * 100
     archive = short(b"payload", content)
     start = b"LLMz" + b"\x83" + bytes([100, 7])

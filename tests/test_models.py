@@ -168,3 +168,9 @@ def test_what_contexts_begin_with(config: dict[str, object], bos: int) -> None:
 def test_what_is_in_int8_is_not_quantised_again(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="int8 already"):
         save_int8(str(TINY), tmp_path)
+
+
+def test_the_first_byte_of_a_digest_tells_embedded_models_apart() -> None:
+    """Short archives hold no more of it."""
+    starts = {models.expected(name)["digest"][:2] for name in models.EMBEDDED}
+    assert len(starts) == len(models.EMBEDDED)
