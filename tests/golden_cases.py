@@ -26,6 +26,7 @@ CASES: dict[str, tuple[bytes, Options]] = {
         PROSE.encode() * 2 + bytes(range(256)) + b"x" * 400,
         Options(model=str(TINY), frame_size=400),
     ),
+    "base": (PROSE.encode(), Options(model="base", streams=2)),
     "short": (PROSE[:100].encode(), Options(model="nano")),
     "awkward": (_MIXED + PROSE.encode(), Options(model=str(TINY))),
 }

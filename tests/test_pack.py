@@ -250,7 +250,7 @@ def test_tokenizers_whose_vocabulary_does_not_follow_stay_as_they_are() -> None:
             compact.expand(bad)
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", ["nano", "small"])
 def test_embedded_models_unpack_in_little_time(name: str) -> None:
     weights = models.shipped(name)[-1]
     if weights.suffix != ".safetensors":

@@ -20,7 +20,7 @@ from llmzip import models
 from llmzip.errors import LlmzipError
 from llmzip.exact.llama import Architecture
 from llmzip.train import config as configuration
-from llmzip.train import data, domain, grow, loop, model, optim, run
+from llmzip.train import data, domain, loop, model, optim, run
 from llmzip.train.config import Config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "scripts" / "configs").glob("*.toml"))
@@ -60,7 +60,7 @@ def work(corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_every_config_has_an_exact_form_and_keeps_its_size() -> None:
-    limits = {"nano": 1e6, "small": 4e6, "base": 12e6, "large": 34e6}
+    limits = {"nano": 1e6, "small": 4e6}
     assert {path.stem for path in CONFIGS} == set(limits)
     for path in CONFIGS:
         config = configuration.load(path)
@@ -132,31 +132,6 @@ def test_muon_orthogonalises() -> None:
     for matrices in (x, x.mT):
         singular = torch.linalg.svdvals(optim.orthogonalise(matrices))
         assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.4
-
-
-def test_a_grown_model_begins_where_the_small_one_ended(work: Path, tmp_path: Path) -> None:
-    small, _ = loop.train(TINY, work, 1, phase="stable", max_steps=8)
-    wider = {"hidden_size": 64, "heads": 4, "intermediate_size": 96, "layers": 5}
-    large = model.build(replace(TINY, **wider))
-    ids = torch.from_numpy(data.batches(work, TINY, 9, 0, 1))
-
-    def loss(network: torch.nn.Module) -> float:
-        with torch.inference_mode():
-            return model.Trainee(network)(ids).item()
-
-    fresh = loss(large)
-    grow.grow(work / "checkpoint.safetensors", large)
-    # not quite the same: the new channels are read by nothing yet, but count in the norms
-    assert abs(loss(large) - loss(small)) < 0.1 * (fresh - loss(small))
-    assert fresh > loss(small) + 0.1
-    model.Trainee(large)(ids).backward()
-    for name, parameter in large.named_parameters():
-        if "o_proj" in name or "down_proj" in name or "embed" in name:  # what was filled with 0
-            assert (parameter.grad.abs().amax(0) > 0).all(), name
-    with pytest.raises(LlmzipError, match="larger"):
-        grow.grow(work / "checkpoint.safetensors", model.build(replace(TINY, layers=1)))
-    with pytest.raises(LlmzipError, match="vocabulary"):
-        grow.grow(work / "checkpoint.safetensors", model.build(replace(TINY, vocab_size=400)))
 
 
 def test_a_tokenizer_may_be_given(corpus: Path, work: Path, tmp_path: Path) -> None:

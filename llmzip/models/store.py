@@ -21,7 +21,7 @@ from llmzip.models import compact
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED = ("nano", "small")
+EMBEDDED = ("nano", "small", "base")
 DEFAULT = "small"
 DIGEST_BYTES = 32
 
@@ -247,21 +247,22 @@ def save_int8(
     source: str, target: Path, context: int | None = None, *, packed: bool = False
 ) -> None:
     """Write a model as it is embedded: matrices as int8 with a float32 scale a row (named
-    `<matrix>_scale`, [rows, 1]), the rest in float32, JSON without spaces.
+    `<matrix>_scale`, [rows, 1]), the rest in float32, JSON without spaces. Int8 stays as it is.
 
     `context` replaces the config's max_position_embeddings. `packed`: weights by `llmzip.pack`,
     the tokenizer in its compact form if it has one.
     """
+    import torch
     from safetensors.torch import save
 
     from llmzip.exact import ops
 
     files = load(source)
-    if files.quantised:
-        raise UnsupportedModel(f"{source} is in int8 already")
     tensors: dict[str, Tensor] = {}
     for name, tensor in files.tensors.items():
-        if tensor.ndim == 2:
+        if tensor.dtype == torch.int8 or name.endswith("_scale"):
+            tensors[name] = tensor
+        elif tensor.ndim == 2:
             integers, scale = ops.quantise_weight(tensor)
             tensors[name], tensors[name + "_scale"] = integers, scale[:, None]
         else:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from llmzip import output
 from llmzip.errors import LlmzipError
 from llmzip.train import config as configuration
-from llmzip.train import data, grow, loop, model
+from llmzip.train import data, loop
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -42,8 +42,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--phase", choices=loop.PHASES, default="all")
     parser.add_argument("--resume", action="store_true", help="go on from WORK's checkpoint")
     parser.add_argument("--start", type=Path, help="a checkpoint to begin with, if WORK has none")
-    parser.add_argument("--grow", type=Path, metavar="CHECKPOINT", help="of a smaller model with "
-                        "the same tokenizer, to begin with its knowledge")  # fmt: skip
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, instead of a new one")
     parser.add_argument("--keep", type=Path, help="where to write the weights before the decay")
     parser.add_argument("--prepare-only", action="store_true", help="tokenise and pack, then stop")
@@ -76,10 +74,6 @@ def run(given: argparse.Namespace) -> None:
     if given.start is not None and processes.is_main_process and not checkpoint.exists():
         shutil.copyfile(given.start, checkpoint)
     processes.wait_for_everyone()
-    begun = None
-    if given.grow is not None and given.start is None:
-        begun = model.build(settings)
-        grow.grow(given.grow, begun)
     results = given.results or given.work
     out = given.out or given.work / "export"
     network, progress = loop.train(
@@ -89,7 +83,6 @@ def run(given: argparse.Namespace) -> None:
         phase=given.phase,
         resume=given.resume or given.start is not None,
         log=results / "loss.jsonl",
-        network=begun,
     )
     if not processes.is_main_process:
         return
