@@ -9,6 +9,7 @@ from typing import Any
 
 from llmzip.bench import summary
 
+WAYS = ("encode", "decode")
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -38,6 +39,59 @@ def amount(count: float | None) -> str:
     if count is None:
         return "never"
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+# bits per byte of alice29 and book1, as their authors publish them; nothing here ran them
+PUBLISHED = {
+    "ts_zip, RWKV-169M (closed)": ("1.142", "1.431"),
+    "Nacrith, SmolLM2-135M in float": ("0.918", ""),
+    "cmix v21": ("1.63", "1.82"),
+}
+_WHOLE = ("alice29.txt", "book1")
+_ZPAQ_FIXED = 1015  # bytes that zpaq -m5 spends on any archive
+
+
+def comparison() -> str:
+    """Models beside each other, and beside what others reach."""
+    report = read("comparison.json")
+    lengths = {f"llmzip {m['name']}": m["bytes"] for m in report["models"]}
+    lines = []
+    for codec in dict.fromkeys(r["codec"] for r in report["results"]):
+        found = [r for r in report["results"] if r["codec"] == codec]
+        assert all(r["restored"] for r in found)
+        whole = {r["file"]: r for r in found}
+        heads = [r["bits_per_byte"] for r in found if r["category"] == "dev"]
+        texts = [whole[name] for name in _WHOLE]
+        size = sum(r["bytes"] for r in texts)
+        speeds = [size / 1000 / sum(r[f"{way}_seconds"] for r in texts) for way in WAYS]
+        peak = max(r[f"{way}_peak_bytes"] for r in texts for way in WAYS) / 1e6
+        lines.append(
+            [
+                codec, f"{lengths[codec] / 1e6:.1f} MB" if codec in lengths else "",
+                *(f"{whole[name]['bits_per_byte']:.3f}" for name in _WHOLE),
+                f"{sum(heads) / len(heads):.3f}",
+                " / ".join(f"{speed:,.1f}" for speed in speeds), f"{peak:,.0f} MB",
+            ]
+        )  # fmt: skip
+    lines += [[f"*{name}*", "", *bits, "", "", ""] for name, bits in PUBLISHED.items()]
+    head = f"| model | alice29 | book1 | dev, first {report['limit']:,} bytes | KB/s | memory"
+    return noted(rows(head, lines), report)
+
+
+def recent() -> str:
+    """The same models on texts that none of them has seen, in bytes of archives."""
+    report = read("comparison.json")
+    found = [r for r in report["results"] if r["category"] == "recent"]
+    codecs = list(dict.fromkeys(r["codec"] for r in found))
+    by_file: dict[str, dict[str, int]] = {}
+    for r in found:
+        net = _ZPAQ_FIXED if r["codec"].startswith("zpaq") else 0
+        by_file.setdefault(r["file"], {})[r["codec"]] = r["compressed_bytes"] - net
+    heads = " | ".join(codec + (", net" if codec.startswith("zpaq") else "") for codec in codecs)
+    cells = [[name, *(f"{sizes[c]:,}" for c in codecs)] for name, sizes in by_file.items()]
+    total = {c: sum(sizes[c] for sizes in by_file.values()) for c in codecs}
+    cells.append(["*all*", *(f"{total[c]:,}" for c in codecs)])
+    return noted(rows(f"first {report['limit']:,} bytes of | {heads}", cells), report)
 
 
 def models() -> str:

@@ -49,13 +49,15 @@ def compare(
     rivals: Sequence[str] | None = None,
     repeat: int = 1,
     exclude: Sequence[str] = (),
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Seconds are medians of `repeat` runs, models loaded before; memory is that of the whole
     process, Python's own 15 MB and loaded libraries included. Raises LlmzipError, OSError.
 
     `rivals`: names of codecs or their first words; None: all that are installed. `exclude`: names
-    of files in folders to leave out. Ranks (of torchrun or `accelerate launch`) share the files,
-    measure at the same time, and each has the whole report.
+    of files in folders to leave out; `limit`: bytes taken of the beginning of each. Ranks (of
+    torchrun or `accelerate launch`) share the files, measure at the same time, and each has the
+    whole report.
     """
     from tqdm import tqdm
 
@@ -77,7 +79,7 @@ def compare(
     results: list[tuple[int, dict[str, Any]]] = []  # with the numbers of their files
     mine = files[here.rank :: here.size]
     for number, (category, path) in tqdm(mine, disable=not sys.stderr.isatty(), unit="file"):
-        content = path.read_bytes()
+        content = path.read_bytes()[:limit]
         for codec, given, model in jobs:
             result = {
                 "file": path.name,
@@ -85,7 +87,7 @@ def compare(
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "codec": codec,
                 "bytes": len(content),
-                **_round_trip(codec, path, given, repeat),
+                **_round_trip(codec, content, given, repeat),
             }
             if "error" in result and model is not None:
                 raise LlmzipError(f"{path}: {result['error']}")
@@ -130,17 +132,20 @@ def _given(options: Options) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in fields(options)}
 
 
-def _round_trip(codec: str, path: Path, options: dict[str, Any], repeat: int) -> dict[str, Any]:
+def _round_trip(
+    codec: str, content: bytes, options: dict[str, Any], repeat: int
+) -> dict[str, Any]:
     """Encoded by one process, decoded by another that has never seen the file."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        archive, back = Path(folder, "archive"), Path(folder, "back")
-        for way, source, target in (("encode", path, archive), ("decode", archive, back)):
+        original, archive, back = (Path(folder, name) for name in ("original", "archive", "back"))
+        original.write_bytes(content)
+        for way, source, target in (("encode", original, archive), ("decode", archive, back)):
             done = codecs.run(
                 {
                     "codec": codec,
                     "way": way,
-                    "source": str(source.resolve()),
+                    "source": str(source),
                     "target": str(target),
                     "repeat": repeat,
                     "options": options,
@@ -155,7 +160,7 @@ def _round_trip(codec: str, path: Path, options: dict[str, Any], repeat: int) ->
         size = archive.stat().st_size
         found |= {
             "compressed_bytes": size,
-            "bits_per_byte": 8 * size / max(1, path.stat().st_size),
+            "bits_per_byte": 8 * size / max(1, len(content)),
             "decoded_sha256": done["sha256"],
         }
     return found
