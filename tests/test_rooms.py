@@ -33,6 +33,7 @@ STAGES = {
     "bench": 12,
     "catalogue": 12,
     "doctor": 12,
+    "install": 12.5,
     "train": 12,
     "cli": 13,
     "__main__": 14,

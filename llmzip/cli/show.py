@@ -1,4 +1,4 @@
-"""list, info, models, doctor: what archives, models and this machine are. Decodes nothing."""
+"""list, info, doctor: what archives and this machine are. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def describe(source: BinaryIO) -> dict[str, Any]:
     header, model = reader.model, None
     if header is not None:
         model = {
-            "name": header.name or models.embedded_with_digest(header.digest_start),
+            "name": header.name
+            or models.embedded_with_digest(header.digest_start)
+            or models.installed_with_digest(header.digest_start),
             "digest": header.digest_start.hex(),
             "profile": header.profile,
             "activations": PROFILES.get(header.profile & 15),
@@ -107,28 +109,6 @@ def describe(source: BinaryIO) -> dict[str, Any]:
         "model": model,
         "frames": frames,
     }
-
-
-def models(arguments: argparse.Namespace) -> None:
-    from llmzip import catalogue
-
-    embedded, cached = catalogue.embedded(), catalogue.cached()
-    if arguments.json:
-        print(json.dumps({"embedded": embedded, "cached": cached}, indent=2))
-        return
-    print("embedded:")
-    for model in embedded:
-        measured = ", ".join(f"{text} {bits:.3f}" for text, bits in model["bits_per_byte"].items())
-        print(
-            f"  {model['name']:<8}{model['bytes'] / 1e6:6.2f} MB"
-            f", {model['parameters']:,} parameters"
-            f"{'; bits per byte: ' + measured if measured else ''}"
-            f"{'; the default' if model['default'] else ''}"
-        )
-    print("in the local cache of the hub:" if cached else "no hub models in the local cache")
-    for model in cached:
-        verdict = "may work exactly" if model["exact"] else model["obstacle"]
-        print(f"  {model['name']}  {model['bytes'] / 1e6:.1f} MB, {verdict}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
