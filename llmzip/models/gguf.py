@@ -20,7 +20,6 @@ from llmzip.models.gguf_header import Header, TensorPlace
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIX = ".gguf"
 _ARCHITECTURES = ("llama", "qwen2")
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",

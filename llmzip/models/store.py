@@ -40,7 +40,7 @@ class ModelFiles:
     name: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    tokenizer_json: bytes
+    tokenizer_json: bytes  # `canonical`
     digest: bytes  # BLAKE2b-256, see docs/format.md
     # whether int8 weights were made of floats here, whose digest it is
     rounded: bool = False
@@ -196,8 +196,7 @@ def _for_exact(folder: Path, name: str) -> ModelFiles:
         tensors = int8.quantised(files.tensors, keep=("model.embed_tokens.weight",))
     except UnsupportedModel:  # of a tensor that the model may not even have
         return files
-    text = canonical(json.loads(files.tokenizer_json))
-    kept = Converted(files.config, text, tensors, files.digest)
+    kept = Converted(files.config, files.tokenizer_json, tensors, files.digest)
     converted_before.write(files.digest, kept)
     if converted_before.marks(_files(folder)) == marks:  # nobody has changed it meanwhile
         converted_before.remember(marks, files.digest)
@@ -208,11 +207,11 @@ def _read_gguf(path: Path, name: str) -> ModelFiles:
     from llmzip.models import gguf
 
     marks = converted_before.marks([path])
-    source = converted_before.source_of(marks)
-    if marks is not None and source is None:
-        source = _hash(path)
+    known = converted_before.source_of(marks)
+    source = _hash(path) if marks is not None and known is None else known
     if source is not None and (kept := converted_before.read(source)):
-        converted_before.remember(str(marks), source)
+        if marks is not None and known is None:
+            converted_before.remember(marks, source)
         return _with(kept, name)
     with gguf.opened(path) as (config, tokenizer, floats):
         tensors = int8.quantised(floats)
