@@ -133,15 +133,22 @@ def _fetch(entry: dict[str, Any], work: Path, progress: Progress) -> Path:
             raise
     wheels = list(into.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
-        lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.strip()]
-        if "THESE PACKAGES DO NOT MATCH THE HASHES" in said:
-            lines = ["its hash is another one than that in the catalogue"]
         raise LlmzipError(
-            f"pip could not fetch {package}: {lines[-1] if lines else 'no reason given'} "
+            f"pip could not fetch {package}: {_reason(said)} "
             "(--from FILE takes a wheel that was fetched elsewhere)"
         )
     _require(wheels[0], entry["wheel_sha256"])
     return wheels[0]
+
+
+def _reason(said: str) -> str:
+    """In a few words, from what pip has said on stderr."""
+    if "THESE PACKAGES DO NOT MATCH THE HASHES" in said:
+        return "its hash is another one than that in the catalogue"
+    if "connection broken by" in said or "Max retries exceeded" in said:
+        return "the package index cannot be reached"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1].removeprefix("ERROR: ") if lines else "no reason given"
 
 
 @contextlib.contextmanager

