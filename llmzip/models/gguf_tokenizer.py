@@ -16,7 +16,7 @@ from llmzip.errors import UnsupportedModel
 ARRAYS = tuple(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "token_type", "merges"))
 _CONTROL, _USER_DEFINED = 3, 4
 _WHOLE = (2, 3, 6)  # unknown, control and byte tokens, which no merge makes
-_LONGEST_PIECE = 256  # characters of a token that merges may make
+_LONGEST_PIECE = 64  # characters of a token that merges may make
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
