@@ -47,6 +47,7 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
     with contextlib.suppress(UnsupportedModel):
         if home.is_installed(name) and store.load(name).digest.hex() == entry["digest"]:
             return False
+    gguf.require_package()  # before much is fetched
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))

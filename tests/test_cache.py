@@ -174,6 +174,14 @@ def test_a_full_disk(model: str, kept: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not list(kept.glob("converted/.*"))
 
 
+def test_a_disk_that_is_almost_full(
+    model: str, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100_000))
+    models.load(model, exact=True)
+    assert not list(kept.glob("converted/*"))
+
+
 def test_small_and_embedded_ones_are_not_kept(
     kept: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

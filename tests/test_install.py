@@ -230,6 +230,15 @@ def test_another_model_than_expected(
     assert left() == []
 
 
+def test_without_the_package(catalogue: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched in vain."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(install, "_fetch", None)
+    with pytest.raises(UnsupportedModel, match=r"pip install 'llmzip\[gguf\]'"):
+        install.install("tiny")
+    assert left() == []
+
+
 def test_unknown_names(catalogue: dict[str, Any]) -> None:
     for name in ("huge", "../tiny", ""):
         with pytest.raises(WrongModel, match=r"no model .* can be installed; known: tiny"):

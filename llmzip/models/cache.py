@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of what conversion makes of a source: another one finds nothing of the old
 WORTH = 8 << 20  # bytes of a source; smaller ones are converted in no time
+_SPARE = 3  # times the size of an entry must be free on the disk
 _WEIGHTS, _TOKENIZER, _ENTRY = "model.safetensors", "tokenizer.json", "entry.json"
 _KINDS = ("sources", "converted", "certificates")
 _LARGEST_JSON = 256 << 20
@@ -122,6 +123,9 @@ def write(source: bytes, converted: Converted) -> None:
     }
     # the cache only saves time: a full disk or a folder of someone else's is no reason to fail
     with contextlib.suppress(Exception), _making("converted") as work:
+        needed = sum(tensor.nbytes for tensor in c.tensors.values())
+        if shutil.disk_usage(work).free < _SPARE * needed:
+            return
         save_file({n: t.contiguous() for n, t in c.tensors.items()}, work / "new" / _WEIGHTS)
         (work / "new" / _TOKENIZER).write_bytes(c.tokenizer)
         (work / "new" / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")

@@ -72,6 +72,16 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], Mapping
         raise UnsupportedModel(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def require_package() -> None:
+    """Raises UnsupportedModel, with what to do, where the package `gguf` is missing."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise UnsupportedModel(
+            "GGUF files are read by the package gguf, which is missing: pip install 'llmzip[gguf]'"
+        ) from None
+
+
 def _config(header: Header, architecture: str) -> dict[str, Any]:
     """config.json, from the metadata."""
     fields = header.fields
@@ -149,12 +159,9 @@ class _Tensors(Mapping[str, "Tensor"]):
     def __init__(
         self, data: mmap.mmap, header: Header, config: dict[str, Any], architecture: str
     ) -> None:
-        try:
-            from gguf import GGMLQuantizationType, quants
-        except ImportError:
-            raise UnsupportedModel(
-                "reading it needs the package gguf: pip install 'llmzip[gguf]'"
-            ) from None
+        require_package()
+        from gguf import GGMLQuantizationType, quants
+
         self._kinds, self._quants = GGMLQuantizationType, quants
         self._data = data
         # llama.cpp turns pairs of neighbours where Hugging Face turns halves

@@ -34,7 +34,9 @@ def _place(own: str, xdg: str, linux: str, mac: str) -> Path:
         return Path(given).absolute()
     if given := os.environ.get(xdg):
         return Path(given).absolute() / "llmzip"
-    home = Path(os.path.expanduser("~")).absolute()
+    home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():  # a user without a home: nothing is found there, nothing written
+        home = Path(os.devnull)
     if sys.platform == "darwin":
         return home / "Library" / mac / "llmzip"
     if sys.platform == "win32":
