@@ -1,4 +1,5 @@
-"""Which models can be used right now: the embedded ones, and hub models in the local cache.
+"""Which models can be used: embedded and installed ones, hub models in the local cache, and those
+that can be installed.
 
 Nobody imports this but the command line.
 """
@@ -10,6 +11,7 @@ from typing import Any
 
 from llmzip import models
 from llmzip.errors import LlmzipError
+from llmzip.models import home
 
 
 def embedded() -> list[dict[str, Any]]:
@@ -30,6 +32,38 @@ def embedded() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def installed() -> list[dict[str, Any]]:
+    """Name, bytes of the folder, source and licence of each."""
+    found = []
+    for name in models.installed():
+        note = home.recorded(name)
+        size = sum(path.stat().st_size for path in models.folder(name).iterdir())
+        found.append(
+            {
+                "name": name,
+                "bytes": size,
+                "source": str(note.get("source", "unknown")),
+                "licence": str(note.get("licence", "unknown")),
+            }
+        )
+    return found
+
+
+def installable() -> list[dict[str, Any]]:
+    """Name, package, bytes to fetch and licence of each model that is not installed yet."""
+    return [
+        {
+            "name": name,
+            "model": entry["model"],
+            "package": f"{entry['package']} {entry['version']}",
+            "bytes": entry["wheel_bytes"],
+            "licence": entry["licence"],
+        }
+        for name, entry in models.installable().items()
+        if name not in models.installed()
+    ]
 
 
 def cached() -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of Options
 class Options:
     """How to compress, and with which model and device in either direction."""
 
-    model: str | None = None  # embedded name, folder or hub id; None: default, or the archive's
+    # embedded or installed name, folder, GGUF file, hub id; None: default, or the archive's
+    model: str | None = None
     device: str = "cpu"
     streams: int | None = None  # None: by length, as follows
     stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
@@ -561,7 +562,7 @@ def _for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | No
     from llmzip import models, predictor
 
     name = options.model or models.DEFAULT
-    files = models.load(name)
+    files = models.load(name, exact=not options.same_environment)
     environment = ""
     if options.same_environment:
         from llmzip.predictor import plain
@@ -591,10 +592,15 @@ def _for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | No
 
 
 def _public_name(name: str) -> str:
-    """A hub id as it is; of a folder only its last part, as paths are nobody else's business."""
+    """A hub id as it is; of a folder or file only the last part, as paths are nobody else's
+    business."""
     from pathlib import Path
 
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    from llmzip import models
+
+    if name in models.installed():
+        return name
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _for_reading(header: Header, options: Options) -> FrameCodec:
@@ -608,7 +614,9 @@ def _for_reading(header: Header, options: Options) -> FrameCodec:
             f"profile {model.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
             f"and memory {list(_MEMORIES)}"
         )
-    files = find_model(model, options.model, allow_download=options.allow_download)
+    files = find_model(
+        model, options.model, allow_download=options.allow_download, exact=kind != "plain"
+    )
     if kind == "plain" and not options.force:
         _require_environment(model.environment, options.device)
     codec = _frame_codec(files, kind, model.window, model.overlap, options.device, memory)
@@ -662,21 +670,32 @@ def _require_environment(recorded: str, device: str) -> None:
 
 
 def find_model(
-    header: ModelHeader, name: str | None = None, *, allow_download: bool = False
+    header: ModelHeader,
+    name: str | None = None,
+    *,
+    allow_download: bool = False,
+    exact: bool = False,
 ) -> ModelFiles:
-    """The model that an archive asks for: the one named, or an embedded one.
+    """The model that an archive asks for: the one named, or an embedded or installed one.
 
-    An archive makes us fetch a model only with `allow_download`. Raises WrongModel.
+    An archive makes us fetch a model only with `allow_download`. `exact` as for `models.load`.
+    Raises WrongModel.
     """
     from llmzip import models
 
     digest = header.digest_start.hex()
-    embedded = models.embedded_with_digest(header.digest_start)
+    start = header.digest_start
+    at_hand = models.embedded_with_digest(start) or models.installed_with_digest(start)
     from_hub = models.is_hub_id(header.name)
-    if name is not None or embedded is not None:
-        files = models.load(name or embedded or "")
+    if name is not None or at_hand is not None:
+        files = models.load(name or at_hand or "", exact=exact)
     elif from_hub and allow_download:
-        files = models.fetch(header.name)
+        files = models.fetch(header.name, exact=exact)
+    elif (known := models.installable_with_digest(start)) is not None:
+        raise WrongModel(
+            f"the archive needs the model {known}, which is not installed: "
+            f"llmzip models install {known}"
+        )
     else:
         made_with = repr(header.name) if header.name else "one that is not embedded here"
         raise WrongModel(

@@ -16,7 +16,7 @@ from numba import njit
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
-from llmzip.folders import cache_folder
+from llmzip.folders import writable_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def _folder_for(function: Callable[..., Any]) -> Iterator[bool]:
     if given or os.access(beside, os.W_OK):
         yield True
         return
-    folder = cache_folder("numba")
+    folder = writable_cache("numba")
     _settings.CACHE_DIR = str(folder or "")
     try:
         yield folder is not None

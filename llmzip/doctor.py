@@ -22,7 +22,7 @@ PROBE = (
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "constriction", "numpy")
 
 
-def probe(name: str, device: str) -> dict[str, str]:
+def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dict[str, str]:
     """Activations → digest of a model's integer weights over PROBE, in two streams."""
     import torch
 
@@ -33,7 +33,7 @@ def probe(name: str, device: str) -> dict[str, str]:
     files = models.load(name)
     context = predictor.Context(64, 32)  # short, so that the probe restarts it
     digests = {}
-    for activations in ("a8", "a16"):
+    for activations in kinds:
         model = predictor.build(files, activations=activations, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
         layout = Layout(model.vocabulary, tokens.size)

@@ -1,25 +1,49 @@
-"""Where files of a user are kept that can be made again. Knows nothing of what is in them."""
+"""Where files of a user lie: models that were installed, and what can be made again."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
 
-def cache_folder(kind: str) -> Path | None:
-    """A folder for caches of one kind, made if need be; None if there is none to be written to.
+def data_folder() -> Path:
+    """$LLMZIP_HOME, else the system's place for data: $XDG_DATA_HOME/llmzip and the like."""
+    return _place("LLMZIP_HOME", "XDG_DATA_HOME", ".local/share", "Application Support")
 
-    In XDG_CACHE_HOME, else ~/.cache, else a folder of the user's own among temporary files, as
-    in containers that run under any user id.
-    """
-    for base in _bases():
-        folder = base / "llmzip" / kind
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
+
+def cache_folder() -> Path:
+    """$LLMZIP_CACHE, else the system's place for what can be made again."""
+    return _place("LLMZIP_CACHE", "XDG_CACHE_HOME", ".cache", "Caches")
+
+
+def _place(own: str, xdg: str, linux: str, mac: str) -> Path:
+    if given := os.environ.get(own):
+        return Path(given).absolute()
+    if given := os.environ.get(xdg):
+        return Path(given).absolute() / "llmzip"
+    home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():  # a user without a home: nothing is found there, nothing written
+        home = Path(os.devnull)
+    if sys.platform == "darwin":
+        return home / "Library" / mac / "llmzip"
+    if sys.platform == "win32":
+        local = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+        return local / "llmzip" / ("cache" if own == "LLMZIP_CACHE" else "data")
+    return home / linux / "llmzip"
+
+
+def writable_cache(kind: str) -> Path | None:
+    """A folder in the cache, made if need be, or one of the user's own among temporary files, as
+    in containers that run under any user id; None if neither can be written to."""
+    folder = cache_folder() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        pass
+    else:
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
     own = Path(tempfile.gettempdir(), f"llmzip-{_user()}")
@@ -31,16 +55,6 @@ def cache_folder(kind: str) -> Path | None:
     except OSError:
         return None
     return own / kind
-
-
-def _bases() -> list[Path]:
-    found = []
-    if os.environ.get("XDG_CACHE_HOME"):
-        found.append(Path(os.environ["XDG_CACHE_HOME"]))
-    home = os.path.expanduser("~")  # stays "~" for a user whom the system does not know
-    if os.path.isabs(home) and home != "/":
-        found.append(Path(home, ".cache"))
-    return found
 
 
 def _user() -> int:

@@ -142,7 +142,9 @@ def _key(task: Task, options: Options, decode: bool) -> str:
 def _model_digest(name: str | None, decode: bool) -> bytes:
     from llmzip import models
 
-    return b"" if decode and name is None else models.load(name or models.DEFAULT).digest
+    return (
+        b"" if decode and name is None else models.load(name or models.DEFAULT, exact=True).digest
+    )
 
 
 @cache

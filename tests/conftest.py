@@ -3,9 +3,12 @@ weights. HYPOTHESIS_PROFILE=ci or long runs more examples."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # machine; tests of equal bits set more where they mean to.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# what a user has installed, or converted before, is no matter of tests
+_HOME = tempfile.mkdtemp(prefix="llmzip-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ["LLMZIP_HOME"], os.environ["LLMZIP_CACHE"] = f"{_HOME}/home", f"{_HOME}/cache"
 
 PROSE = (
     "It is a truth universally acknowledged, that a single man in possession of a good "

@@ -123,11 +123,12 @@ def test_installed_read_only(site: Site, tmp_path: Path) -> None:
 def test_a_user_whom_the_system_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name in ("LLMZIP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    found = folders.cache_folder("numba")
+    found = folders.writable_cache("numba")
     assert found == tmp_path / f"llmzip-{os.geteuid()}" / "numba"
     assert [path.name for path in tmp_path.iterdir()] == [f"llmzip-{os.geteuid()}"]
 

@@ -37,6 +37,7 @@ STAGES = {
     "bench": 12,
     "catalogue": 12,
     "doctor": 12,
+    "install": 12.5,
     "train": 12,
     "cli": 13,
     "__main__": 14,
@@ -45,7 +46,7 @@ STAGES = {
 NEIGHBOURS = {
     "compiled": {"folders"},
     "pack": {"coder"},
-    "models": {"exact", "output", "pack"},
+    "models": {"exact", "folders", "output", "pack"},
     "predictor": {"exact", "models"},
     "frequencies": {"exact"},  # its tables alone
     "container": {"header"},

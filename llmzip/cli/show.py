@@ -1,4 +1,4 @@
-"""list, info, models, doctor: what archives, models and this machine are."""
+"""list, info, doctor: what archives and this machine are."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ def _about(header: Header) -> dict[str, Any] | None:
         return None
     told = None if header.short else model
     return {
-        "name": model.name or models.embedded_with_digest(model.digest_start),
+        "name": model.name
+        or models.embedded_with_digest(model.digest_start)
+        or models.installed_with_digest(model.digest_start),
         "digest": model.digest_start.hex(),
         "defaults": header.short,
         "profile": told and told.profile,
@@ -194,28 +196,6 @@ class _Costs:
         self.bits["memory"] += float(mixed.sum() - alone.sum())
         self.bits["coder"] += coded - float(mixed.sum())
         return content
-
-
-def models(arguments: argparse.Namespace) -> None:
-    from llmzip import catalogue
-
-    embedded, cached = catalogue.embedded(), catalogue.cached()
-    if arguments.json:
-        print(json.dumps({"embedded": embedded, "cached": cached}, indent=2))
-        return
-    print("embedded:")
-    for model in embedded:
-        measured = ", ".join(f"{text} {bits:.3f}" for text, bits in model["bits_per_byte"].items())
-        print(
-            f"  {model['name']:<8}{model['bytes'] / 1e6:6.2f} MB"
-            f", {model['parameters']:,} parameters"
-            f"{'; bits per byte: ' + measured if measured else ''}"
-            f"{'; the default' if model['default'] else ''}"
-        )
-    print("in the local cache of the hub:" if cached else "no hub models in the local cache")
-    for model in cached:
-        verdict = "may work exactly" if model["exact"] else model["obstacle"]
-        print(f"  {model['name']}  {model['bytes'] / 1e6:.1f} MB, {verdict}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -8,9 +8,12 @@ whichever way the same tokens are fed. Knows nothing of particular architectures
 from __future__ import annotations
 
 import hashlib
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,6 +77,21 @@ def certify(model: ExactTransformer) -> bytes:
             raise UnsupportedModel(f"{name} has no exact form: {way} give other logits")
     data = whole.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(data, digest_size=CERTIFICATE_BYTES).digest()
+
+
+def conditions(device: torch.device) -> bytes:
+    """What, beside the model, a certificate depends on: versions of libraries and of this package,
+    the device and its instructions."""
+    code = [(path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    told = [
+        torch.__version__,
+        transformers.__version__,
+        platform.machine(),
+        torch.cuda.get_device_name(device) if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        [(name, found.st_size, found.st_mtime_ns) for name, found in code],
+    ]  # fmt: skip
+    return repr(told).encode()
 
 
 def _fed(model: ExactTransformer, ids: Tensor, blocks: list[int]) -> Tensor:

@@ -1,9 +1,15 @@
-"""Embedded name, folder or hub id → weights, config, tokenizer, digest. Knows nothing of coding.
+"""Name, folder, GGUF file or hub id → weights, config, tokenizer, digest. Knows nothing of coding.
 
-Only safetensors and JSON are read; no code and no pickle of a model is ever run. The network
+Only safetensors, GGUF and JSON are read; no code and no pickle of a model is ever run. The network
 is used by `load` for a hub id that the caller names, and never otherwise.
 """
 
+from llmzip.models.home import (
+    installable,
+    installable_with_digest,
+    installed,
+    installed_with_digest,
+)
 from llmzip.models.store import (
     DEFAULT,
     EMBEDDED,
@@ -27,6 +33,10 @@ __all__ = [
     "fetch",
     "folder",
     "glance",
+    "installable",
+    "installable_with_digest",
+    "installed",
+    "installed_with_digest",
     "is_hub_id",
     "load",
     "shipped",

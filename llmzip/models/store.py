@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face format → `ModelFiles`, with the digest that archives carry.
+"""Model folders in Hugging Face format, and GGUF files → `ModelFiles`, with their digest.
 
 Torch is loaded to read weights, not to look a model up.
 """
@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from llmzip import output
 from llmzip.errors import UnsupportedModel, WrongModel
-from llmzip.models import compact
+from llmzip.models import cache as converted_before
+from llmzip.models import compact, home, int8
+from llmzip.models.cache import Converted
+from llmzip.models.digest import BYTES, VOLATILE, canonical, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EMBEDDED = ("nano", "small", "base")
 DEFAULT = "small"
-DIGEST_BYTES = 32
 
 _HOME = Path(__file__).parent
 _JSON_LIMIT = 256 << 20  # no tokenizer.json comes near it
-# what transformers writes about itself, and not about the model
-_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
-             "use_cache")  # fmt: skip
 PACKED = "model.safetensors.llmzw"
 _MOST_EXPANSION = 1000  # of packed weights: more than any real ones
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -43,8 +42,10 @@ class ModelFiles:
     name: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    tokenizer_json: bytes
+    tokenizer_json: bytes  # `canonical`
     digest: bytes  # BLAKE2b-256, see docs/format.md
+    # whether int8 weights were made of floats here, whose digest it is
+    rounded: bool = False
 
     @property
     def bos(self) -> int:
@@ -59,24 +60,34 @@ class ModelFiles:
 
     @property
     def quantised(self) -> bool:
-        """Whether the weights come as int8, from training that knew of it."""
-        return any(name.endswith("_scale") for name in self.tensors)
+        """Whether the weights come as int8, from training that knew of it or from a GGUF file."""
+        return not self.rounded and any(name.endswith(int8.SCALE) for name in self.tensors)
 
 
-def load(name: str) -> ModelFiles:
-    """An embedded model's name, a folder, or a hub id (`owner/model`).
+def load(name: str, *, exact: bool = False) -> ModelFiles:
+    """The name of an embedded or installed model, a folder, a GGUF file, or a hub id
+    (`owner/model`).
 
-    Raises UnsupportedModel for unsafe or incomplete files, WrongModel if nothing is found.
+    `exact`: the weights are for exact arithmetic alone, so that int8 ones do, made now or before,
+    which give the same bits. Raises UnsupportedModel for unsafe or incomplete files, WrongModel if
+    nothing is found.
     """
     if name in EMBEDDED:
         return _embedded(name)
-    folder = Path(name)
-    if name and folder.is_dir():
-        return _read(folder, name)
+    if home.is_installed(name):
+        return _read(home.folder(name), name)
+    path = Path(name)
+    if name and path.is_dir():
+        return _for_exact(path, name) if exact else _read(path, name)
+    if name and path.is_file():
+        return _read_gguf(path, name)
     if is_hub_id(name):
-        return fetch(name)
+        return fetch(name, exact=exact)
+    if name in home.installable():
+        raise WrongModel(f"the model {name} is not installed: llmzip models install {name}")
     raise WrongModel(
-        f"no model {name!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id"
+        f"no model {name!r}: neither embedded ({', '.join(EMBEDDED)}) nor installed, nor a folder, "
+        "a GGUF file or a hub id"
     )
 
 
@@ -85,26 +96,34 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def fetch(name: str) -> ModelFiles:
-    """A model of the hub by its id, even where a folder has that name."""
-    return _read(_fetch(name), name)
+def fetch(name: str, *, exact: bool = False) -> ModelFiles:
+    """A model of the hub by its id, even where a folder has that name; `exact` as for `load`."""
+    path = _fetch(name)
+    return _for_exact(path, name) if exact else _read(path, name)
 
 
 def folder(name: str) -> Path:
-    """Where an embedded model lives."""
-    return _HOME / name
+    """Where an embedded or installed model lives."""
+    return _HOME / name if name in EMBEDDED else home.folder(name)
 
 
 def shipped(name: str) -> list[Path]:
-    """The files that a model consists of: config, tokenizer, weights. Raises as `load`."""
-    home = folder(name) if name in EMBEDDED else Path(name)
-    if not home.is_dir():
+    """The files that a model consists of: config, tokenizer, weights; or a GGUF file alone. Raises
+    as `load`."""
+    place = folder(name) if name in EMBEDDED or home.is_installed(name) else Path(name)
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
         load(name)  # says why, or fetches it
-        home = _fetch(name)
-    tokenizer = home / "tokenizer.json"
-    if not tokenizer.is_file() and (home / compact.NAME).is_file():
-        tokenizer = home / compact.NAME
-    return [home / "config.json", tokenizer, *_weight_files(home)]
+        place = _fetch(name)
+    return _files(place)
+
+
+def _files(place: Path) -> list[Path]:
+    tokenizer = place / "tokenizer.json"
+    if not tokenizer.is_file() and (place / compact.NAME).is_file():
+        tokenizer = place / compact.NAME
+    return [place / "config.json", tokenizer, *_weight_files(place)]
 
 
 def glance(folder: Path) -> ModelFiles:
@@ -148,17 +167,83 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
-def _read(folder: Path, name: str) -> ModelFiles:
+def _read(folder: Path, name: str, known: bytes | None = None) -> ModelFiles:
+    """`known`: the digest, where that was found out before."""
     config = _read_json(folder / "config.json")
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = canonical(_read_tokenizer(folder))
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
             tensors.update(_read_weights(path))
         except Exception as error:  # safetensors raises its own, OSError and ValueError
             raise UnsupportedModel(f"{path} cannot be read: {error}") from None
-    digest = _digest(config, tokenizer, tensors)
-    return ModelFiles(name, config, tensors, json.dumps(tokenizer).encode(), digest)
+    found = known or digest(config, tokenizer, tensors)
+    return ModelFiles(name, config, tensors, tokenizer, found)
+
+
+def _for_exact(folder: Path, name: str) -> ModelFiles:
+    """As `_read`, its weights in int8 where exact arithmetic would round them so at every start.
+
+    Embeddings are looked up with the precision that they come in, so they stay as they are.
+    """
+    from llmzip.exact.llama import FAMILY
+
+    marks = converted_before.marks(_files(folder))
+    source = converted_before.source_of(marks)
+    if source is not None and (kept := converted_before.read(source)) and kept.digest == source:
+        return _with(kept, name, rounded=True)
+    llama = _read_json(folder / "config.json").get("model_type") in FAMILY
+    files = _read(folder, name, None if llama else source)
+    if marks is None or files.quantised:
+        return files
+    if not llama:  # of those, transformers makes a network, from weights as they are
+        if source is None and converted_before.marks(_files(folder)) == marks:
+            converted_before.remember(marks, files.digest)
+        return files
+    try:
+        tensors = int8.quantised(files.tensors, keep=("model.embed_tokens.weight",))
+    except UnsupportedModel:  # of a tensor that the model may not even have
+        return files
+    kept = Converted(files.config, files.tokenizer_json, tensors, files.digest)
+    converted_before.write(files.digest, kept)
+    if converted_before.marks(_files(folder)) == marks:  # nobody has changed it meanwhile
+        converted_before.remember(marks, files.digest)
+    return _with(kept, name, rounded=True)
+
+
+def _read_gguf(path: Path, name: str) -> ModelFiles:
+    from llmzip.models import gguf
+
+    marks = converted_before.marks([path])
+    known = converted_before.source_of(marks)
+    source = _hash(path) if marks is not None and known is None else known
+    if source is not None and (kept := converted_before.read(source)):
+        if marks is not None and known is None:
+            converted_before.remember(marks, source)
+        return _with(kept, name)
+    with gguf.opened(path) as (config, tokenizer, floats):
+        tensors = int8.quantised(floats)
+    text = canonical(tokenizer)
+    kept = Converted(config, text, tensors, digest(config, text, tensors))
+    if marks is not None and source is not None and converted_before.marks([path]) == marks:
+        converted_before.write(source, kept)
+        converted_before.remember(marks, source)
+    return _with(kept, name)
+
+
+def _hash(path: Path) -> bytes | None:
+    hasher = hashlib.blake2b(digest_size=BYTES)
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                hasher.update(part)
+    except OSError:  # whoever reads it next says so
+        return None
+    return hasher.digest()
+
+
+def _with(kept: Converted, name: str, *, rounded: bool = False) -> ModelFiles:
+    return ModelFiles(name, kept.config, kept.tensors, kept.tokenizer, kept.digest, rounded)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -219,30 +304,6 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UnsupportedModel(f"{folder} holds no model.safetensors")
 
 
-def _digest(config: dict[str, Any], tokenizer: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """BLAKE2b-256 over config, tokenizer and tensors, each part preceded by its length."""
-    import torch
-
-    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-    def add(part: bytes | memoryview) -> None:
-        hasher.update(len(part).to_bytes(8, "little"))
-        hasher.update(part)
-
-    kept = {key: value for key, value in config.items() if key not in _VOLATILE}
-    add(_canonical(kept))
-    add(_canonical(tokenizer))
-    for key in sorted(tensors):
-        tensor = tensors[key].contiguous()
-        add(f"{key} {str(tensor.dtype)[6:]} {list(tensor.shape)}".encode())
-        add(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.digest()
-
-
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
 def save_int8(
     source: str, target: Path, context: int | None = None, *, packed: bool = False
 ) -> None:
@@ -252,39 +313,41 @@ def save_int8(
     `context` replaces the config's max_position_embeddings. `packed`: weights by `llmzip.pack`,
     the tokenizer in its compact form if it has one.
     """
-    import torch
-    from safetensors.torch import save
-
-    from llmzip.exact import ops
-
     files = load(source)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in files.tensors.items():
-        if tensor.dtype == torch.int8 or name.endswith("_scale"):
-            tensors[name] = tensor
-        elif tensor.ndim == 2:
-            integers, scale = ops.quantise_weight(tensor)
-            tensors[name], tensors[name + "_scale"] = integers, scale[:, None]
-        else:
-            tensors[name] = tensor.float()
-    config = {key: value for key, value in files.config.items() if key not in _VOLATILE}
+    config = {key: value for key, value in files.config.items() if key not in VOLATILE}
     if context is not None:
         config["max_position_embeddings"] = context
+    tokenizer = json.loads(files.tokenizer_json)
+    tensors = files.tensors if files.quantised else int8.quantised(files.tensors)
+    save(config, tokenizer, tensors, target, packed=packed)
+
+
+def save(
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    tensors: dict[str, Tensor],
+    target: Path,
+    *,
+    packed: bool = False,
+) -> None:
+    """Write a folder that `load` takes. Raises OSError."""
+    from safetensors.torch import save as to_bytes
+
     target.mkdir(parents=True, exist_ok=True)
     output.write(target / "config.json", json.dumps(config, indent=1) + "\n")
     for old in ("tokenizer.json", compact.NAME, "model.safetensors", PACKED):
         (target / old).unlink(missing_ok=True)  # two forms of one thing would be one too many
-    tokenizer = json.loads(files.tokenizer_json)
     small = compact.compact(tokenizer) if packed else None
     output.write(
         target / (compact.NAME if small else "tokenizer.json"),
         json.dumps(small or tokenizer, separators=(",", ":"), ensure_ascii=small is None),
     )
-    weights = save(tensors, metadata={"format": "pt"})
+    weights = to_bytes(tensors, metadata={"format": "pt"})
     if not packed:
         output.write(target / "model.safetensors", weights)
         return
     from llmzip import pack
+
 
     with output.writing(target / PACKED, overwrite=True) as sink:
         pack.pack(io.BytesIO(weights), sink)

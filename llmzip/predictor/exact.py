@@ -97,7 +97,7 @@ def build(
         )
         form = fused.fused(form)
     else:
-        from llmzip.exact import certify, convert
+        from llmzip.exact import convert
 
         _check_window(convert.outline(convert.read_config(files.config)), context, files.name)
         form = convert.ExactTransformer(
@@ -108,8 +108,24 @@ def build(
             root=root,
             device=device,
         )
-        certificate = certify.certify(form)
+        certificate = _certified(form, files, activations)
     return ExactPredictor(form, files.bos, context, certificate)
+
+
+def _certified(form: ExactTransformer, files: ModelFiles, activations: str) -> bytes:
+    """The certificate; of a large model it is kept, as long as nothing that it depends on changes:
+    making it takes as long as some seconds of coding."""
+    from llmzip.exact import certify
+    from llmzip.models import cache
+
+    if sum(t.nbytes for t in files.tensors.values()) < cache.WORTH:
+        return certify.certify(form)
+    conditions = certify.conditions(form.device) + files.digest + activations.encode()
+    certificate = cache.certificate(conditions, certify.CERTIFICATE_BYTES)
+    if certificate is None:
+        certificate = certify.certify(form)
+        cache.keep_certificate(conditions, certificate)
+    return certificate
 
 
 def _check_window(outline: Outline, context: Context, name: str) -> None:
