@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmzip.exact import tables
+from llmzip.exact import hadamard, tables
 
 # The smallest |max| that a row of activations is scaled by, and the smallest weight scale:
 # together they keep every product of scales a normal float32, so that a processor that
@@ -47,9 +47,10 @@ def row_maximum(x: Tensor) -> Tensor:
     return x.abs().amax(-1, keepdim=True).clamp_min_(ACTIVATION_FLOOR)
 
 
-def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A float weight [N, K] → (int8 [N, K], scale [N]): 8 bits per output row."""
-    weight = weight.float()
+def quantise_weight(weight: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
+    """A float weight [N, K] → (int8 [N, K], scale [N]): 8 bits per output row, after the
+    Hadamard transform of order `block`."""
+    weight = hadamard.transform_weight(weight.float(), block)
     scale = (weight.abs().amax(1) * (1 / 127.0)).clamp_min(SCALE_FLOOR)
     return torch.div(weight, scale[:, None]).round_().to(torch.int8), scale
 
@@ -113,7 +114,8 @@ class Linear:
     """y = x · Wᵀ over integers, W int8 [N, K] with one scale an output row, optional bias.
 
     The exact integer sum is rounded to float32 once, then multiplied by the row's activation
-    scale, then by the weight's scale; a bias is added last, by itself.
+    scale, then by the weight's scale; a bias is added last, by itself. Weights that were
+    quantised with a `block` above 1 expect inputs transformed likewise, which is done here.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Linear:
         *,
         levels: float,
         bias: Tensor | None = None,
+        block: int = 1,
         int8: bool | None = None,
     ) -> None:
         """`int8` chooses the backend (None: the faster one); it never changes a bit."""
@@ -130,7 +133,7 @@ class Linear:
         assert scale.shape == weight.shape[:1]
         self.int8 = int8_pays(weight.device.type) if int8 is None else int8
         self.weight = weight if self.int8 else weight.float()
-        self.scale, self.bias, self.levels = scale, bias, levels
+        self.scale, self.bias, self.levels, self.block = scale, bias, levels, block
 
     def product(self, x: Tensor) -> Tensor:
         """Integers of at most 8 bits [M, K], in any type → exact sums [M, N], in one of three."""
@@ -141,7 +144,8 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, K] → [rows, N]."""
         rows = x.shape[:-1]
-        q, scale = quantise(x.reshape(-1, x.shape[-1]), self.levels)
+        x = hadamard.transform(x.reshape(-1, x.shape[-1]), self.block)
+        q, scale = quantise(x, self.levels)
         if self.levels == A8_LEVELS:
             total = self.product(q)
         else:

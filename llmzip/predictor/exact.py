@@ -80,6 +80,8 @@ def build(
         check.require_library_root(device)
     # integers that the device multiplies as floats take their place
     size = 1 if ops.int8_pays(torch.device(device).type) else 4
+    # weights that come in int8 were trained so, or made for it already
+    rotated = root is not ops.library_root and not files.quantised
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
     form: ExactLlama | FusedLlama | ExactTransformer
@@ -93,6 +95,7 @@ def build(
             levels=levels,
             key_levels=key_levels,
             root=root,
+            rotated=rotated,
             device=device,
         )
         form = fused.fused(form)
@@ -106,6 +109,7 @@ def build(
             levels=levels,
             key_levels=key_levels,
             root=root,
+            rotated=rotated,
             device=device,
         )
         certificate = certify.certify(form)
