@@ -71,7 +71,7 @@ class Options:
     device: str = "cpu"
     streams: int | None = None  # None: by length, as follows
     stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
-    activations: str | None = None  # "a8", "a16"; None: what the model was made for
+    activations: str | None = None  # "a8", the default, or "a16": slower, hardly more exact
     context: tuple[int, int] | None = None  # window and overlap; None: the model's
     frame_size: int = FRAME_SIZE
     verify: bool = False  # decode every frame before it is written
@@ -516,7 +516,7 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
         kind, default = "plain", plain.default_context(files)
         environment = json.dumps(plain.environment(options.device))
     else:
-        kind = options.activations or predictor.default_activations(files)
+        kind = options.activations or predictor.DEFAULT_ACTIVATIONS
         default = predictor.default_context(files)
     window, overlap = options.context or (default.window, default.overlap)
     window, overlap = container.round_length(window), container.round_length(overlap)

@@ -195,8 +195,7 @@ class _Layer(CacheLayerMixin):
                 self.lazy_initialization(key_states, value_states)
             assert self.cache is not None
             self._seen += key_states.shape[2]
-            head_dim = key_states.shape[3]
-            block = hadamard.block_of_heads(head_dim) if self._rotated else 1
+            block = hadamard.block_of(key_states.shape[3]) if self._rotated else 1
             key_states = hadamard.transform(key_states, block)
             keys, key_scale, values, value_scale = self.cache.append(key_states, value_states)
         # a model hands these on to the attention as they are; if not, the mark is lost, and

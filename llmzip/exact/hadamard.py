@@ -20,18 +20,11 @@ from torch import Tensor
 from llmzip.compiled import compiled
 
 _LARGEST = 64  # blocks of 512 gain nothing measurable (docs/exactness.md)
-_LARGEST_OF_HEADS = 16  # of queries and keys, whose rows are short
-_CHUNK = 1 << 22  # numbers of a weight that are held in float32 at a time, about
 
 
 def block_of(size: int) -> int:
     """The order B for rows of `size` numbers: the largest power of two that divides it, bounded."""
     return min(_LARGEST, size & -size)
-
-
-def block_of_heads(head_dim: int) -> int:
-    """The same for queries and keys."""
-    return min(_LARGEST_OF_HEADS, head_dim & -head_dim)
 
 
 def transform(x: Tensor, block: int) -> Tensor:

@@ -26,6 +26,7 @@ from llmzip.exact.attention import (
 )
 
 FAMILY = ("llama", "mistral")
+ROTATED = "llmzip_rotated"  # in a config: int8 weights are made for transformed inputs
 
 
 def rotary_frequencies(rope: Mapping[str, Any], dim: int) -> list[Decimal]:
@@ -160,7 +161,7 @@ class ExactLlama:
         self.key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self.device = torch.device(device)
         # the order of transforms of queries and keys
-        self.key_block = hadamard.block_of_heads(a.head_dim) if rotated else 1
+        self.key_block = self._block(a.head_dim)
         self._tensors, self._levels, self._int8 = tensors, levels, int8
         q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
         self.layers = []
