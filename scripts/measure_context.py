@@ -9,8 +9,10 @@ Speeds are of processor time on one core, so that other processes disturb them l
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ from llmzip.bench import circumstances
 from llmzip.codec import Options
 
 
+def compressed(content: bytes, options: Options) -> bytes:
+    sink = io.BytesIO()
+    writer = llmzip.ArchiveWriter(sink, options)
+    writer.write(content)
+    writer.finish()
+    return sink.getvalue()
+
+
 def timed(work: Any) -> tuple[Any, float]:
     start = time.process_time()
     result = work()
@@ -28,12 +38,12 @@ def timed(work: Any) -> tuple[Any, float]:
 
 
 def measure(model: str, content: bytes, window: int, overlap: int, streams: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"model": model, "context": (window, overlap), "streams": streams}
-    llmzip.decompress(llmzip.compress(content[:2000], **options), model=model)  # loads and compiles
-    archive, encoding = timed(lambda: llmzip.compress(content, **options))
+    options = Options(model=model, context=(window, overlap), streams=streams)
+    llmzip.decompress(compressed(content[:2000], options), model=model)  # loads and compiles
+    archive, encoding = timed(lambda: compressed(content, options))
     restored, decoding = timed(lambda: llmzip.decompress(archive, model=model))
     assert restored == content
-    alone = llmzip.compress(content, **options, memory=False)
+    alone = compressed(content, replace(options, memory=False))
     return {
         "window": window,
         "overlap": overlap,
