@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmzip.tokens import Tokens
 
 FRAME_SIZE = 4 << 20  # bytes of content
+_SHORTEST_WINDOW = 16
 STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
 MOST_STREAMS = 256  # and there are no more than these: caches of keys and values are large
 
@@ -72,7 +73,8 @@ class Options:
     streams: int | None = None  # None: by length, as follows
     stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
     activations: str | None = None  # "a8", the default, or "a16": slower, hardly more exact
-    context: tuple[int, int] | None = None  # window and overlap; None: the model's
+    # window and overlap, or the window alone, rounded down to what a header can express;
+    context: tuple[int, int] | int | None = None  # None: the model's
     frame_size: int = FRAME_SIZE
     verify: bool = False  # decode every frame before it is written
     memory: bool = True  # learn from what the frame has said so far
@@ -92,7 +94,12 @@ class Options:
             raise LlmzipError(
                 f"a frame of {self.frame_size} bytes; possible are 1 to {container.FRAME_LIMIT}"
             )
-        if self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
+        if isinstance(self.context, int):
+            if self.context < _SHORTEST_WINDOW:
+                raise LlmzipError(
+                    f"a window of {self.context} tokens; at least {_SHORTEST_WINDOW} are needed"
+                )
+        elif self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
             window, overlap = self.context
             raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
         if self.activations not in (None, *_ACTIVATIONS):
@@ -510,15 +517,20 @@ def _for_writing(options: Options) -> tuple[container.ModelHeader, FrameCodec]:
     name = options.model or models.DEFAULT
     files = models.load(name)
     environment = ""
+    asked = None
+    if isinstance(options.context, int):
+        asked = container.round_length(min(options.context, container.LONGEST))
     if options.same_environment:
         from llmzip.predictor import plain
 
-        kind, default = "plain", plain.default_context(files)
+        kind, default = "plain", plain.default_context(files, asked)
         environment = json.dumps(plain.environment(options.device))
     else:
         kind = options.activations or predictor.DEFAULT_ACTIVATIONS
-        default = predictor.default_context(files)
-    window, overlap = options.context or (default.window, default.overlap)
+        default = predictor.default_context(files, asked)
+    window, overlap = default.window, default.overlap
+    if isinstance(options.context, tuple):
+        window, overlap = options.context
     window, overlap = container.round_length(window), container.round_length(overlap)
     memory = _MEMORIES[-1] if options.memory else 0
     codec = _frame_codec(files, kind, window, overlap, options.device, memory)

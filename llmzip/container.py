@@ -59,6 +59,9 @@ class Frame:
     last: bool = False
 
 
+LONGEST = 15 << 30  # what Window and Overlap can express
+
+
 def round_length(length: int) -> int:
     """The largest length up to this one that Window and Overlap can express."""
     return 0 if length < 8 else _expand_length(_short_length(length))

@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,12 @@ def measure(model: str, content: bytes, window: int, overlap: int, streams: int)
     archive, encoding = timed(lambda: compressed(content, options))
     restored, decoding = timed(lambda: llmzip.decompress(archive, model=model))
     assert restored == content
-    alone = compressed(content, replace(options, memory=False))
     return {
         "window": window,
         "overlap": overlap,
         "streams": streams,
         "bytes": len(content),
         "bits_per_byte": 8 * len(archive) / len(content),
-        "bits_per_byte_without_memory": 8 * len(alone) / len(content),
         "encode_kb_per_s": len(content) / 1000 / encoding,
         "decode_kb_per_s": len(content) / 1000 / decoding,
     }

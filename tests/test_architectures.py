@@ -161,7 +161,7 @@ def test_a_converted_llama_is_the_llama_of_our_own(
 ) -> None:
     files = models.load(str(folder_of(name)))
     own = _predictor(folder_of(name))
-    form = convert.ExactTransformer(files.config, files.tensors)
+    form = convert.ExactTransformer(files.config, files.tensors, rotated=True)
     converted = predictor.ExactPredictor(form, files.bos, own.context)
     assert torch.equal(_scored(own, IDS), _scored(converted, IDS))
 

@@ -126,13 +126,14 @@ def _check_window(outline: Outline, context: Context, name: str) -> None:
         )
 
 
-def default_context(files: ModelFiles) -> Context:
-    """Raises UnsupportedModel if the model has no exact form by its config alone."""
+def default_context(files: ModelFiles, window: int | None = None) -> Context:
+    """With a `window`, that one and the overlap that belongs to it. Raises UnsupportedModel if the
+    model has no exact form by its config alone."""
     if files.config.get("model_type") in FAMILY:
-        return context_for(Architecture.from_config(files.config).outline(), files.name)
+        return context_for(Architecture.from_config(files.config).outline(), files.name, window)
     from llmzip.exact import convert
 
-    return context_for(convert.outline(convert.read_config(files.config)), files.name)
+    return context_for(convert.outline(convert.read_config(files.config)), files.name, window)
 
 
 class _Replay:

@@ -96,8 +96,9 @@ class PlainPredictor:
         return 1  # streams stay together, as their number is part of the shapes
 
 
-def default_context(files: ModelFiles) -> Context:
-    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens."""
+def default_context(files: ModelFiles, window: int | None = None) -> Context:
+    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens.
+    With a `window`, the overlap that belongs to it."""
     config = convert.read_config(files.config)
     try:
         found = convert.outline(config)
@@ -106,7 +107,7 @@ def default_context(files: ModelFiles) -> Context:
         context = getattr(text, "max_position_embeddings", None) or 2048
         found = Outline(int(text.vocab_size), 0, 0, int(context), (None,), 0)
     # sliding or not, a window restarts early: here it is fed again in one piece
-    return context_for(replace(found, windows=(None,)), files.name)
+    return context_for(replace(found, windows=(None,)), files.name, window)
 
 
 def _spread(network: Any) -> Any:
