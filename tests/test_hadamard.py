@@ -131,6 +131,18 @@ def test_prepared_tensors_give_the_same_logits(kind: str, tmp_path: Path) -> Non
     assert prepared(config, tensors) == (config, tensors)
 
 
+def test_a_tied_head_in_int8_gives_the_embeddings_back() -> None:
+    network = _random_model("tied")
+    config, tensors = prepared(network.config.to_dict(), network.state_dict())
+    config["tie_word_embeddings"] = True
+    embedding = tensors["model.embed_tokens.weight"]
+    for name in ("weight", "weight_scale"):
+        tensors["model.embed_tokens." + name] = tensors.pop("lm_head." + name)
+    model = ExactLlama(Architecture.from_config(config), tensors, rotated=True)
+    error = (model.embedding - embedding).square().mean().sqrt() / embedding.square().mean().sqrt()
+    assert float(error) < 0.01
+
+
 def test_models_in_int8_stay_as_they_are() -> None:
     files = models.load(str(TINY))
     config, tensors = prepared(files.config, files.tensors)

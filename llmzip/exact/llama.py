@@ -253,7 +253,10 @@ class ExactLlama:
         if weight.dtype != torch.int8:
             return weight.float()
         integers, scale = self._weight(name, shape)
-        return integers.float().mul_(scale[:, None])
+        # in a rotated model they are the head's, made for transformed inputs: H · H / B = I
+        return hadamard.transform(
+            integers.float().mul_(scale[:, None]), self._block(self.architecture.hidden_size)
+        )
 
     def new_cache(self, streams: int, context: int) -> list[KeyValueCache]:
         """Empty caches, one a layer, for `streams` streams of at most `context` tokens."""
