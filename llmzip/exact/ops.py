@@ -32,6 +32,7 @@ WIDE_KEY_LEVELS = 127.0 * 128  # or held in float64
 Root = Callable[[Tensor], Tensor]
 
 _FLOAT_SLICE = 1040  # 1040 · 127 · 127 < 2^24: longer sums leave float32's exact integers
+_WEIGHTS = 1 << 22  # that are held in float32 while they are quantised
 _NORM_LEVELS = 32768.0  # RMSNorm squares activations on this grid
 _MEAN_LEVELS = 8388608.0  # LayerNorm adds them on this one
 
@@ -50,9 +51,14 @@ def row_maximum(x: Tensor) -> Tensor:
 def quantise_weight(weight: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
     """A float weight [N, K] → (int8 [N, K], scale [N]): 8 bits per output row, after the
     Hadamard transform of order `block`."""
-    weight = hadamard.transform_weight(weight.float(), block)
-    scale = (weight.abs().amax(1) * (1 / 127.0)).clamp_min(SCALE_FLOOR)
-    return torch.div(weight, scale[:, None]).round_().to(torch.int8), scale
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), device=weight.device)
+    rows = max(1, _WEIGHTS // weight.shape[1])
+    for i in range(0, len(weight), rows):
+        part = hadamard.transform_weight(weight[i : i + rows].float(), block)
+        torch.mul(part.abs().amax(1), 1 / 127.0, out=scale[i : i + rows]).clamp_min_(SCALE_FLOOR)
+        integers[i : i + rows] = torch.div(part, scale[i : i + rows, None]).round_()
+    return integers, scale
 
 
 def _multiply_float(x: Tensor, weight: Tensor) -> Tensor:
