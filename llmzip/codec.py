@@ -31,6 +31,7 @@ from llmzip.errors import (
 )
 from llmzip.header import (
     DIGEST_START,
+    LONGEST,
     Header,
     ModelHeader,
     round_length,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from llmzip.tokens import Tokens
 
 FRAME_SIZE = 4 << 20  # bytes of content
+_SHORTEST_WINDOW = 16
 STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
 MOST_STREAMS = 256  # and there are no more than these: caches of keys and values are large
 
@@ -79,7 +81,7 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of Options
     "streams": (int, _NONE),
     "stream_tokens": (int,),
     "activations": (str, _NONE),
-    "context": (tuple, _NONE),
+    "context": (int, tuple, _NONE),
     "frame_size": (int,),
     "max_length": (int, _NONE),
 }
@@ -94,8 +96,9 @@ class Options:
     device: str = "cpu"
     streams: int | None = None  # None: by length, as follows
     stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
-    activations: str | None = None  # "a8", "a16"; None: what the model was made for
-    context: tuple[int, int] | None = None  # window and overlap; None: the model's
+    activations: str | None = None  # "a8", the default, or "a16": slower, hardly more exact
+    # window and overlap, or the window alone, rounded down to what a header can express;
+    context: tuple[int, int] | int | None = None  # None: the model's
     frame_size: int = FRAME_SIZE
     verify: bool = False  # decode every frame before it is written
     memory: bool = True  # learn from what the frame has said so far
@@ -123,7 +126,12 @@ class Options:
             raise LlmzipError(
                 f"a frame of {self.frame_size} bytes; possible are 1 to {container.FRAME_LIMIT}"
             )
-        if self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
+        if isinstance(self.context, int):
+            if self.context < _SHORTEST_WINDOW:
+                raise LlmzipError(
+                    f"a window of {self.context} tokens; at least {_SHORTEST_WINDOW} are needed"
+                )
+        elif self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
             window, overlap = self.context
             raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
         if self.activations not in (None, *_ACTIVATIONS):
@@ -564,16 +572,21 @@ def _for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | No
     name = options.model or models.DEFAULT
     files = models.load(name, exact=not options.same_environment)
     environment = ""
+    asked = None
+    if isinstance(options.context, int):
+        asked = round_length(min(options.context, LONGEST))
     if options.same_environment:
         from llmzip.predictor import plain
 
-        kind, default = "plain", plain.default_context(files)
+        kind, default = "plain", plain.default_context(files, asked)
         environment = json.dumps(plain.environment(options.device))
     else:
-        kind = options.activations or predictor.default_activations(files)
-        default = predictor.default_context(files)
-    standard = round_length(default.window), round_length(default.overlap)
-    window, overlap = map(round_length, options.context) if options.context else standard
+        kind = options.activations or predictor.DEFAULT_ACTIVATIONS
+        default = predictor.default_context(files, asked)
+    window, overlap = default.window, default.overlap
+    if isinstance(options.context, tuple):
+        window, overlap = options.context
+    window, overlap = round_length(window), round_length(overlap)
     memory = _MEMORIES[-1] if options.memory else 0
     codec = _frame_codec(files, kind, window, overlap, options.device, memory)
     profile = next(number for number, k in PROFILES.items() if k == kind)
@@ -586,9 +599,9 @@ def _for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | No
         environment=environment,
         name="" if name in models.EMBEDDED else _public_name(name),
     )
-    defaults = (*standard, predictor.default_activations(files), True)
-    usual = (window, overlap, kind, options.memory) == defaults and name in models.EMBEDDED
-    return header, codec, write_short_header(files.digest) if usual else None
+    usual = (options.context, options.memory, kind) == (None, True, predictor.DEFAULT_ACTIVATIONS)
+    short = write_short_header(files.digest) if usual and name in models.EMBEDDED else None
+    return header, codec, short
 
 
 def _public_name(name: str) -> str:
@@ -641,7 +654,7 @@ def _for_short(model: ModelHeader, options: Options) -> FrameCodec:
             "this version of llmzip does not have"
         )
     files = find_model(model, options.model or name)
-    context, kind = predictor.default_context(files), predictor.default_activations(files)
+    context, kind = predictor.default_context(files), predictor.DEFAULT_ACTIVATIONS
     window, overlap = round_length(context.window), round_length(context.overlap)
     return _frame_codec(files, kind, window, overlap, options.device, _MEMORIES[-1])
 

@@ -14,6 +14,7 @@ MAGIC = b"LLMZ"
 SHORT_MAGIC = b"LLMz"
 MAGIC_BYTES = 4
 VERSION = 1
+LONGEST = 15 << 30  # what Window and Overlap can express
 DIGEST_START = 6  # bytes of the model's digest in the header
 SHORT_DIGEST_START = 1  # and in that of a short archive
 CERTIFICATE_BYTES = 4

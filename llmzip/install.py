@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
-from llmzip.models import gguf, home, int8, store
+from llmzip.exact.prepare import prepared
+from llmzip.models import gguf, home, store
 from llmzip.models.digest import digest
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _made(entry: dict[str, Any], source: Path | None, work: Path, progress: Prog
         file = wheel
     _require(file, entry["member_sha256"])
     with gguf.opened(file) as (config, tokenizer, floats), progress("convert", len(floats)) as told:
-        tensors = int8.quantised(_Counted(floats, told))
+        config, tensors = prepared(config, _Counted(floats, told), embeddings=True)
     if digest(config, tokenizer, tensors).hex() != entry["digest"]:
         raise UnsupportedModel(f"{file.name} is converted to another model here than elsewhere")
     made = work / "model"

@@ -126,7 +126,7 @@ def load_model(name: str | None) -> tuple[Tokens, Any]:
     files = models.load(name or models.DEFAULT)
     model = predictor.build(
         files,
-        activations=predictor.default_activations(files),
+        activations=predictor.DEFAULT_ACTIVATIONS,
         context=predictor.default_context(files),
     )
     return Tokens(files.tokenizer_json, model.vocabulary), model

@@ -180,7 +180,7 @@ def main() -> None:
     beside = sum(p.stat().st_size for p in models.shipped(arguments.model)[:2])
     text = b"".join(path.read_bytes()[: arguments.bytes] for path in arguments.texts)
     layers, own = int(files.config["num_hidden_layers"]), floats(files)
-    default = predictor.default_activations(files)
+    default = predictor.DEFAULT_ACTIVATIONS
     results: list[dict[str, Any]] = []
 
     def add(family: str, name: str, shipped: Tensors, used: Tensors, count: int, kind: str) -> None:

@@ -239,3 +239,19 @@ def test_bench_wants_codecs_that_are_there(text: Path) -> None:
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert b"no codec 'zup' here" in done.stderr
     assert run("bench", text, *MODEL, "--repeat", "0").returncode == 2
+
+
+def test_the_length_of_the_window(text: Path) -> None:
+    done = run("compress", text, *MODEL, "--context", "70", "-o", "-")
+    assert done.returncode == 0
+    short = text.with_name("short.llmz")
+    short.write_bytes(done.stdout)
+    shown = json.loads(run("info", short, "--json").stdout)
+    assert '"window": 64' in json.dumps(shown)
+    assert '"overlap": 32' in json.dumps(shown)
+    assert run("decompress", short, *MODEL, "-c").stdout == PROSE.encode()
+    for number, code, message in (("7", 2, "at least 16"), ("9999", 1, "a context of 256 tokens")):
+        done = run("compress", text, *MODEL, "--context", number, "-c")
+        assert done.returncode == code
+        assert message in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 import llmzip
 from llmzip import codec, container, models
 from llmzip.codec import ArchiveReader, ArchiveWriter, FrameCodec, Options
-from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, WrongModel
+from llmzip.errors import (
+    CorruptArchive,
+    LlmzipError,
+    UnsupportedArchive,
+    UnsupportedModel,
+    WrongModel,
+)
 from llmzip.header import write_header
 from llmzip.predictor import TablePredictor
 from llmzip.tokens import Tokens
@@ -142,6 +148,22 @@ def test_a_short_message_pays_24_bytes_at_most() -> None:
     data = llmzip.compress(content)
     assert kinds(data) == [container.MODEL]
     assert len(data) - len(payload) <= 24
+
+
+@pytest.mark.parametrize(
+    ("asked", "window", "overlap"), [(100, 96, 48), (19, 18, 9), (256, 256, 128)]
+)
+def test_a_window_has_the_overlap_of_the_default(asked: int, window: int, overlap: int) -> None:
+    data = archive(PROSE.encode(), context=asked)
+    header = container.Reader(io.BytesIO(data)).model
+    assert header is not None
+    assert (header.window, header.overlap) == (window, overlap)
+    assert restored(data) == PROSE.encode()
+
+
+def test_a_window_beyond_the_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="a context of 256 tokens, 320 were asked for"):
+        archive(PROSE.encode(), context=330)
 
 
 def test_several_frames_and_contexts() -> None:
@@ -295,6 +317,7 @@ def test_verification_notices_a_frame_that_does_not_decode(
         ({"frame_size": 0}, "0 bytes"),
         ({"activations": "a4"}, "a4"),
         ({"context": (64, 63)}, "cannot overlap by 63"),
+        ({"context": 15}, "a window of 15 tokens; at least 16"),
     ],
 )
 def test_impossible_options(options: dict[str, object], message: str) -> None:

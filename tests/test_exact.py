@@ -189,13 +189,13 @@ def test_products_of_bytes_are_exact() -> None:
 
 def test_only_what_agrees_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = _random_model("tied")
-    assert agrees(12)
-    assert agrees(32)
+    assert agrees(12, False)
+    assert agrees(32, False)
     assert not isinstance(fused(_exact(network, "a16")), FusedLlama)
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     architecture = Architecture.from_config(network.config.to_dict())
     model = ExactLlama(architecture, tensors, levels=127.0, key_levels=127.0)
-    monkeypatch.setattr("llmzip.exact.fused.agrees", lambda head_dim: head_dim == 12)
+    monkeypatch.setattr("llmzip.exact.fused.agrees", lambda head_dim, rotated: head_dim == 12)
     assert fused(model) is model
 
 

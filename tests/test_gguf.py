@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from tokenizers import Tokenizer
 import llmzip
 from llmzip import models, predictor
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import ops
+from llmzip.exact import hadamard, ops
+from llmzip.exact.prepare import prepared
 from llmzip.models import gguf_header
-from llmzip.models.store import save, save_int8
+from llmzip.models.store import save
 from llmzip.tokens import Tokens
 
 # as wide as a block of the K types
@@ -51,7 +53,9 @@ def test_weights_are_those_that_were_written(tmp_path: Path, kind: str) -> None:
     for name, weight in weights.items():
         if weight.ndim == 2:
             # rows are moved whole, so that blocks stay as they are
-            integers, scale = ops.quantise_weight(torch.from_numpy(rounded(kind, weight)))
+            block = hadamard.block_of(weight.shape[1])
+            floats = torch.from_numpy(rounded(kind, weight))
+            integers, scale = ops.quantise_weight(floats, block)
             assert torch.equal(files.tensors[name], integers)
             assert torch.equal(files.tensors[name + "_scale"], scale[:, None])
         else:
@@ -75,7 +79,8 @@ def test_blocks_of_256(tmp_path: Path, kind: str) -> None:
     expected = gguf.quants.dequantize(
         blocks["blk.0.ffn_up.weight"], gguf.GGMLQuantizationType[kind]
     )
-    integers, scale = ops.quantise_weight(torch.from_numpy(expected))
+    block = hadamard.block_of(expected.shape[1])
+    integers, scale = ops.quantise_weight(torch.from_numpy(expected), block)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight"], integers)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight_scale"], scale[:, None])
     predictor.build(files, activations="a8", context=predictor.Context(64, 32))
@@ -85,8 +90,9 @@ def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
     """Config, weights and predictions as of the same floats in a folder."""
     config, tokenizer, weights = gguf_files.tiny()
     save(config, tokenizer, {n: torch.from_numpy(w) for n, w in weights.items()}, tmp_path / "f")
-    save_int8(str(tmp_path / "f"), tmp_path / "int8")
-    folder = models.load(str(tmp_path / "int8"))
+    floats = models.load(str(tmp_path / "f"))
+    made, tensors = prepared(floats.config, floats.tensors, embeddings=True)
+    folder = replace(floats, config=made, tensors=tensors)
     files = models.load(str(gguf_files.write(tmp_path / "m.gguf")))
     for key in ("hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings",
                 "bos_token_id", "rope_parameters", "vocab_size"):  # fmt: skip
@@ -108,7 +114,8 @@ def test_an_untied_head(tmp_path: Path) -> None:
     weights = gguf_files.random(config, untied=True)
     files = models.load(str(gguf_files.write(tmp_path / "m", model=(config, tokenizer, weights))))
     assert not files.config["tie_word_embeddings"]
-    integers, _ = ops.quantise_weight(torch.from_numpy(weights["lm_head.weight"]))
+    head = torch.from_numpy(weights["lm_head.weight"])
+    integers, _ = ops.quantise_weight(head, hadamard.block_of(head.shape[1]))
     assert torch.equal(files.tensors["lm_head.weight"], integers)
 
 
@@ -148,7 +155,7 @@ def test_archives_of_the_command_line(tmp_path: Path) -> None:
     text.write_text(PROSE)
     done = run("compress", text, "--model", model)
     assert done.returncode == 0, done.stderr.decode()
-    info = json.loads(run("info", "--json", f"{text}.llmz").stdout)[0]["model"]
+    info = json.loads(run("info", "--json", f"{text}.llmz").stdout)[0]["archives"][0]["model"]
     assert (info["name"], info["activations"]) == ("m.gguf", "a8")
     text.unlink()
     done = run("decompress", f"{text}.llmz")
@@ -408,4 +415,3 @@ def test_windows_are_of_2048_tokens_at_most(tmp_path: Path) -> None:
     change = {"context_length": 8192}
     files = models.load(str(gguf_files.write(tmp_path / "m.gguf", change=change)))
     assert predictor.default_context(files).window == 2048
-    assert predictor.default_activations(files) == "a8"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _READ_SIZE = 1 << 20
 _SPOOL_SIZE = 64 << 20  # of a pipe held in memory
-_OPTIONS = ("model", "device", "streams", "stream_tokens", "activations", "verify", "memory",
-            "same_environment", "force", "allow_download")  # fmt: skip
+_OPTIONS = ("model", "device", "streams", "stream_tokens", "activations", "context", "verify",
+            "memory", "same_environment", "force", "allow_download")  # fmt: skip
 # by preset: embedded model, if there is such a one, and tokens a stream
 PRESETS = {"fast": ("nano", 512), "best": ("base", 8192)}
 

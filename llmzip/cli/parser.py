@@ -252,8 +252,11 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         "few for the best ratio, many for speed (default: by length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="as many streams as have "
                         "at least N tokens each (default: 2048)")  # fmt: skip
-    parser.add_argument("--activations", choices=("a8", "a16"), help="bits of activations "
-                        "(default: what the model was made for)")  # fmt: skip
+    parser.add_argument("--activations", choices=("a8", "a16"), help="bits of activations: "
+                        "a8, the default, or a16, several times slower")  # fmt: skip
+    parser.add_argument("--context", type=int, metavar="N", help="tokens that the model sees at "
+                        "most, rounded down to eighths of powers of two (default: by the "
+                        "model)")  # fmt: skip
     parser.add_argument("--archive", action="store_true", help="make one archive of a folder, "
                         "whose members can be read alone")  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="decode every frame before it counts")

@@ -1,8 +1,8 @@
 """Exact inference: weights + token ids → logits, the same bits on every machine.
 
-`tables` → `ops` → `attention` → `llama`, `convert` → `fused`, `certify`, `check`; each imports
-only what stands before it. Knows nothing of tokenizers and of coding. The rules are in
-docs/exactness.md.
+`hadamard`, `tables` → `ops` → `attention` → `llama`, `convert` → `fused`, `prepare`, `certify`,
+`check`; each imports only what stands before it. Knows nothing of tokenizers and of coding. The
+rules are in docs/exactness.md.
 """
 
 from __future__ import annotations

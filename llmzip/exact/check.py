@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmzip.errors import InexactDevice
-from llmzip.exact import ops, tables
+from llmzip.exact import hadamard, ops, tables
 from llmzip.exact.attention import attend, quantise_heads
 
 DIGESTS = {
@@ -30,6 +30,8 @@ DIGESTS = {
     "attention, window 7": "2c6367e535eb4c49",
     "attention, wide, window None": "52ed832b81d6dccf",
     "attention, wide, window 7": "1503a5e69349e4a3",
+    "linear a8, transformed": "c8840a3d743199c7",
+    "Hadamard transform": "f9db7fc0271b2ca3",
     "logarithmic steps": "64cb18859e4c7094",
 }
 
@@ -54,6 +56,10 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     for name, levels in (("a8", ops.A8_LEVELS), ("a16", ops.A16_LEVELS)):
         linear = ops.Linear(weight, scale, levels=levels, bias=bias)
         yield f"linear {name}", linear(x)
+    weight, scale = ops.quantise_weight(numbers(40 * 1200, 2).view(40, 1200).to(device), 16)
+    linear = ops.Linear(weight, scale, levels=ops.A8_LEVELS, block=16)
+    yield "linear a8, transformed", linear(x)
+    yield "Hadamard transform", hadamard.transform(x[:, :1152], 128)
     yield "square root", ops.root(x.abs())
     yield "rms norm", ops.rms_norm(x, numbers(1200, 4).to(device), 1e-6)
     yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), bias_of_norm, 1e-6)

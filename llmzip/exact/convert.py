@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline, ops, tables
+from llmzip.exact import Outline, hadamard, ops, tables
 from llmzip.exact.attention import (
     MAX_CONTEXT,
     KeyValueCache,
@@ -44,6 +44,7 @@ from llmzip.exact.attention import (
     quantise_heads,
 )
 from llmzip.exact.llama import rotary_frequencies
+from llmzip.exact.prepare import floating
 
 ATTENTION = "llmzip_exact"
 # what attention may be told besides, as it changes nothing: we know positions, and do not train
@@ -164,9 +165,10 @@ class _Given(nn.Module):
 class _Layer(CacheLayerMixin):
     """The integers of one layer's keys and values, behind the interface of transformers."""
 
-    def __init__(self, context: int, window: int | None, levels: float) -> None:
+    def __init__(self, context: int, window: int | None, levels: float, rotated: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._context, self._window, self._levels = context, window, levels
+        self._rotated = rotated
         self.cache: KeyValueCache | RingCache | None = None
         self._seen = 0
         self.is_sliding = window is not None
@@ -194,10 +196,13 @@ class _Layer(CacheLayerMixin):
                 self.lazy_initialization(key_states, value_states)
             assert self.cache is not None
             self._seen += key_states.shape[2]
+            block = hadamard.block_of(key_states.shape[3]) if self._rotated else 1
+            key_states = hadamard.transform(key_states, block)
             keys, key_scale, values, value_scale = self.cache.append(key_states, value_states)
         # a model hands these on to the attention as they are; if not, the mark is lost, and
         # the attention refuses them
-        kept = (key_scale, values, value_scale, self._window, self._levels, self.cache.hidden)
+        how = (self._window, self._levels, self.cache.hidden, block)
+        kept = (key_scale, values, value_scale, *how)
         keys.llmzip = kept  # type: ignore[attr-defined]
         return keys, values
 
@@ -244,9 +249,11 @@ def _attention(
         reason = f"its attention knows of {', '.join(strange)}"
     if kept is None or reason is not None:
         raise UnsupportedModel(f"{type(module).__name__} has no exact form: {reason}")
-    key_scale, values, value_scale, window, levels, hidden = kept
+    key_scale, values, value_scale, window, levels, hidden, block = kept
     with trusted():
-        integers, scale = quantise_heads(query, levels)
+        integers, scale = quantise_heads(hadamard.transform(query, block), levels)
+        # products of transformed rows are `block` times those of the rows
+        scaling = (query.shape[3] ** -0.5 if scaling is None else scaling) / block
         mixed = attend(
             integers, scale, key, key_scale, values, value_scale, window, scaling, hidden
         )
@@ -314,7 +321,6 @@ def build_network(
     config: PreTrainedConfig, tensors: Mapping[str, Tensor], attention: str
 ) -> PreTrainedModel:
     """The model of transformers with these weights, which it shares where it can."""
-    tensors = _floating(tensors)
     kinds = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if not kinds:
         raise UnsupportedModel("the model's files hold no floating-point weights")
@@ -352,16 +358,6 @@ def build_network(
     return ready
 
 
-def _floating(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Int8 matrices that come with a `<name>_scale`, multiplied out."""
-    scales = {name for name in tensors if name.endswith("_scale")}
-    return {
-        name: tensor.float() * tensors[name + "_scale"] if name + "_scale" in scales else tensor
-        for name, tensor in tensors.items()
-        if name not in scales
-    }
-
-
 class ExactTransformer:
     """An exact form of a causal language model of the transformers library.
 
@@ -376,16 +372,21 @@ class ExactTransformer:
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
         root: ops.Root = ops.root,
+        rotated: bool = False,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
-        """Raises UnsupportedModel, with the reason, for what has no exact form."""
+        """Raises UnsupportedModel, with the reason, for what has no exact form. `rotated`: as of
+        `ExactLlama`, but for int8 weights, which are taken as if they were floating-point."""
         parsed = read_config(config)
         self.outline = outline(parsed)
         self.device = torch.device(device)
         self._key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
-        self.network = build_network(parsed, tensors, ATTENTION)
-        exactify(self.network, levels=levels, root=root, int8=int8, device=self.device)
+        self._rotated = rotated
+        self.network = build_network(parsed, floating(config, tensors), ATTENTION)
+        exactify(
+            self.network, levels=levels, root=root, rotated=rotated, int8=int8, device=self.device
+        )
         self._rotary = [m for m in self.network.modules() if isinstance(m, ExactRotary)]
         prefix = self.network.base_model_prefix
         if prefix not in self.network._modules:
@@ -404,7 +405,10 @@ class ExactTransformer:
         for rotary in self._rotary:
             rotary.reserve(context)
         return Cache(
-            layers=[_Layer(context, window, self._key_levels) for window in self.outline.windows]
+            layers=[
+                _Layer(context, window, self._key_levels, self._rotated)
+                for window in self.outline.windows
+            ]
         )
 
     def new_ring(self, cache: Cache, capacity: int, position: Tensor) -> Cache:
@@ -412,7 +416,7 @@ class ExactTransformer:
         layers: list[Any] = []
         olds: list[Any] = cache.layers
         for old, window in zip(olds, self.outline.windows, strict=True):
-            layer = _Layer(capacity, window, self._key_levels)
+            layer = _Layer(capacity, window, self._key_levels, self._rotated)
             layer.cache = RingCache(old.cache, min(capacity, window or capacity), position)
             layers.append(layer)
         return Cache(layers=layers)
@@ -460,6 +464,7 @@ def exactify(
     *,
     levels: float,
     root: ops.Root = ops.root,
+    rotated: bool = False,
     int8: bool | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -469,7 +474,7 @@ def exactify(
 
     def convert(parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
-            exact = _exact_form(child, network.config, levels, root, int8, device)
+            exact = _exact_form(child, network.config, levels, root, rotated, int8, device)
             if exact is None:
                 convert(child)
             else:
@@ -488,6 +493,7 @@ def _exact_form(
     config: PreTrainedConfig,
     levels: float,
     root: ops.Root,
+    rotated: bool,
     int8: bool | None,
     device: torch.device,
 ) -> Exact | None:
@@ -495,10 +501,13 @@ def _exact_form(
     if isinstance(module, nn.Linear | Conv1D):
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         _require_finite(weight, type(module).__name__)
-        integers, scale = ops.quantise_weight(weight.to(device))
+        block = hadamard.block_of(weight.shape[1]) if rotated else 1
+        integers, scale = ops.quantise_weight(weight.to(device), block)
         bias = None if module.bias is None else module.bias.float().to(device)
         return ExactLinear(
-            ops.Linear(integers.contiguous(), scale, levels=levels, bias=bias, int8=int8)
+            ops.Linear(
+                integers.contiguous(), scale, levels=levels, bias=bias, block=block, int8=int8
+            )
         )
     if next(module.children(), None) is not None:
         return None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmzip.compiled import compiled, compiled_for_integers
-from llmzip.exact import dots, ops, tables
+from llmzip.exact import dots, hadamard, ops, tables
 from llmzip.exact.attention import MAX_CONTEXT
 from llmzip.exact.llama import Architecture, ExactLlama
 
@@ -114,12 +114,15 @@ class FusedLlama:
         self._embedding = model.embedding.numpy()
         self._constants = (
             np.float32(a.epsilon),
-            np.float32(tables.score_scale(a.head_dim**-0.5)),
+            np.float32(tables.score_scale(a.head_dim**-0.5 / model.key_block)),
             tables.attention_weights().numpy()[: 1 << _STEP_BITS].copy(),
             tables.gate_table("silu").numpy(),
             a.heads,
             a.head_dim,
         )
+        # orders of Hadamard transforms, of inputs of each kind of layer, and of queries and keys
+        self._blocks = (*(getattr(layers[0], kind).block for kind in _LINEARS), model.key_block)
+        self._head_block = model.head.block
 
     def new_cache(self, streams: int, context: int) -> Cache:
         """An empty cache for `streams` streams of at most `context` tokens."""
@@ -136,21 +139,23 @@ class FusedLlama:
         kept: Any = cache.arrays
         x = self._embedding[ids.reshape(-1).numpy()]
         base, window, constants = cache.length, cache.window, self._constants
+        blocks = self._blocks
         if self.whole or len(x) <= _FEW:
-            y = _step(x, self._norms, self._weights, self._scales, constants, cos, sin, kept,
-                      base, window)  # fmt: skip
+            y = _step(x, self._norms, self._weights, self._scales, constants, blocks, cos, sin,
+                      kept, base, window)  # fmt: skip
         else:
             epsilon, score_scale, mantissas, gate, heads, head_dim = constants
             for i, layer in enumerate(model.layers):
                 scales = [stack[i] for stack in self._scales]
                 here = tuple(part[i] for part in kept)
-                q, s = _normed_rows(x, self._norms[0][i], epsilon)
+                q, s = _normed_rows(x, self._norms[0][i], epsilon, blocks[0])
                 total = _product(layer.qkv, q)
                 q, s = _attention_rows(total, s, scales[0], cos, sin, here, base, window,
-                                       score_scale, mantissas, heads, head_dim, 0)  # fmt: skip
+                                       score_scale, mantissas, heads, head_dim, blocks[1],
+                                       blocks[4], 0)  # fmt: skip
                 _add_rows(x, _product(layer.output, q), s, scales[1])
-                q, s = _normed_rows(x, self._norms[1][i], epsilon)
-                q, s = _gated_rows(_product(layer.gate_up, q), s, scales[2], gate)
+                q, s = _normed_rows(x, self._norms[1][i], epsilon, blocks[2])
+                q, s = _gated_rows(_product(layer.gate_up, q), s, scales[2], gate, blocks[3])
                 _add_rows(x, _product(layer.down, q), s, scales[3])
             y = _final_rows(x, self._norms[2], epsilon)
         cache.length += count
@@ -159,7 +164,7 @@ class FusedLlama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, H] → logits [R, V]."""
-        q, s = _quantised_rows(np.ascontiguousarray(hidden.numpy()))
+        q, s = _quantised_rows(np.ascontiguousarray(hidden.numpy()), self._head_block)
         if self.whole or len(hidden) <= _FEW:
             total = _multiplied(q, self._head_weight)
         else:
@@ -188,11 +193,12 @@ def fused(model: ExactLlama) -> ExactLlama | FusedLlama:
     if not fits(model):
         return model
     form = FusedLlama(model)
-    return form if agrees(32) and (form.whole or agrees(12)) else model
+    same = agrees(32, model.rotated) and (form.whole or agrees(12, model.rotated))
+    return form if same else model
 
 
 @cache
-def agrees(head_dim: int) -> bool:
+def agrees(head_dim: int, rotated: bool) -> bool:
     """Whether both forms of a small model give the same bits here; heads of 32 are for `dots`."""
     h = head_dim
     architecture = Architecture.from_config(
@@ -203,7 +209,7 @@ def agrees(head_dim: int) -> bool:
     )  # fmt: skip
     plain = ExactLlama(
         architecture, _numbers(4 * h, 6 * h, 2, 8 * h), levels=ops.A8_LEVELS,
-        key_levels=ops.KEY_LEVELS,
+        key_levels=ops.KEY_LEVELS, rotated=rotated,
     )  # fmt: skip
     quick = FusedLlama(plain)
     ids = torch.arange(3 * 80).view(3, 80) * 31 % (8 * h)
@@ -446,13 +452,14 @@ def _attention_row(
     score_scale: np.float32,
     mantissas: np.ndarray,
     heads: int,
+    key_block: int,
     out: np.ndarray,
 ) -> None:
     """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
     Its key is written to place `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
     if keys.ndim == 4:  # known when this is compiled
         _attention_row_by_dots(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
-                               mantissas, heads, out)  # fmt: skip
+                               mantissas, heads, key_block, out)  # fmt: skip
         return
     groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
     n = at + 1 - start
@@ -464,6 +471,7 @@ def _attention_row(
     for g in range(groups):
         key = y[heads + g]
         _rotate(key, cos, sin)
+        hadamard.transform_row(key, key_block)
         steps[g, at] = _quantise(key, q) * score_scale
         for d in range(head_dim):
             keys[g, d, at] = q[d]
@@ -474,6 +482,7 @@ def _attention_row(
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
+            hadamard.transform_row(query, key_block)
             q_scales[h] = _quantise(query, q)
             for d in range(head_dim):
                 queries[h, d] = np.float32(q[d])
@@ -502,6 +511,7 @@ def _attention_row_by_dots(
     score_scale: np.float32,
     mantissas: np.ndarray,
     heads: int,
+    key_block: int,
     out: np.ndarray,
 ) -> None:
     """The same, of keys [G, n / 16, D / 4, 64] and values [G, n / 4, D, 4]."""
@@ -519,6 +529,7 @@ def _attention_row_by_dots(
     for g in range(groups):
         key = y[heads + g]
         _rotate(key, cos, sin)
+        hadamard.transform_row(key, key_block)
         steps[g, at] = _quantise(key, q) * score_scale
         block, place = keys[g, at // 16], 4 * (at % 16)
         for d in range(head_dim):
@@ -530,6 +541,7 @@ def _attention_row_by_dots(
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
+            hadamard.transform_row(query, key_block)
             q_scales[h] = _quantise(query, queries[h])
         scores = dots.multiply(queries, keys[g, first // 16 : (first + width) // 16])
         for h in range(shared):
@@ -561,13 +573,14 @@ def _gate_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
 
 @compiled
 def _normed_rows(
-    x: np.ndarray, weight: np.ndarray, epsilon: np.float32
+    x: np.ndarray, weight: np.ndarray, epsilon: np.float32, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
     y = np.empty(x.shape[1], dtype=np.float32)
     for r in range(len(x)):
         _norm(x[r], weight, epsilon, y)
+        hadamard.transform_row(y, block)
         scales[r] = _quantise(y, q[r])
     return q, scales
 
@@ -586,6 +599,8 @@ def _attention_rows(
     mantissas: np.ndarray,
     heads: int,
     head_dim: int,
+    block: int,
+    key_block: int,
     first: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`kept` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
@@ -602,14 +617,19 @@ def _attention_rows(
         _scaled(total[r], row_scales[r], weight_scale, y)
         _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
                        scales[s], max(0, at + 1 - window), at, score_scale, mantissas, heads,
-                       out)  # fmt: skip
+                       key_block, out)  # fmt: skip
+        hadamard.transform_row(out.reshape(-1), block)
         out_scales[r] = _quantise(out.reshape(-1), q[r])
     return q, out_scales
 
 
 @compiled
 def _gated_rows(
-    total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray, table: np.ndarray
+    total: np.ndarray,
+    row_scales: np.ndarray,
+    weight_scale: np.ndarray,
+    table: np.ndarray,
+    block: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, width = total.shape
     q = np.empty((rows, width // 2), dtype=np.int8)
@@ -619,6 +639,7 @@ def _gated_rows(
     for r in range(rows):
         _scaled(total[r], row_scales[r], weight_scale, y)
         _gate_row(y, table, out)
+        hadamard.transform_row(out, block)
         scales[r] = _quantise(out, q[r])
     return q, scales
 
@@ -666,6 +687,7 @@ def _step(
     weights: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     weight_scales: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     constants: tuple[np.float32, np.float32, np.ndarray, np.ndarray, int, int],
+    blocks: tuple[int, int, int, int, int],
     cos: np.ndarray,
     sin: np.ndarray,
     kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
@@ -678,23 +700,28 @@ def _step(
         here = (kept[0][i], kept[1][i], kept[2][i], kept[3][i])
         for first in range(0, len(x), _BLOCK):
             part = x[first : first + _BLOCK]
-            q, s = _normed_rows(part, norms[0][i], epsilon)
+            q, s = _normed_rows(part, norms[0][i], epsilon, blocks[0])
             total = _multiplied(q, weights[0][i])
             q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, here, base, window,
-                                   score_scale, mantissas, heads, head_dim, first)  # fmt: skip
+                                   score_scale, mantissas, heads, head_dim, blocks[1],
+                                   blocks[4], first)  # fmt: skip
             _add_rows(part, _multiplied(q, weights[1][i]), s, weight_scales[1][i])
-            q, s = _normed_rows(part, norms[1][i], epsilon)
-            q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate)
+            q, s = _normed_rows(part, norms[1][i], epsilon, blocks[2])
+            q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate,
+                               blocks[3])  # fmt: skip
             _add_rows(part, _multiplied(q, weights[3][i]), s, weight_scales[3][i])
     return _final_rows(x, norms[2], epsilon)
 
 
 @compiled
-def _quantised_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _quantised_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
+    y = np.empty(x.shape[1], dtype=np.float32)
     for r in range(len(x)):
-        scales[r] = _quantise(x[r], q[r])
+        y[:] = x[r]
+        hadamard.transform_row(y, block)
+        scales[r] = _quantise(y, q[r])
     return q, scales
 
 

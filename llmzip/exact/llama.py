@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline, ops, tables
+from llmzip.exact import Outline, hadamard, ops, tables
 from llmzip.exact.attention import (
     MAX_CONTEXT,
     KeyValueCache,
@@ -26,6 +26,7 @@ from llmzip.exact.attention import (
 )
 
 FAMILY = ("llama", "mistral")
+ROTATED = "llmzip_rotated"  # in a config: int8 weights are made for transformed inputs
 
 
 def rotary_frequencies(rope: Mapping[str, Any], dim: int) -> list[Decimal]:
@@ -148,14 +149,19 @@ class ExactLlama:
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
         root: ops.Root = ops.root,
+        rotated: bool = False,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
-        self.root = root
+        """`rotated`: inputs of linear layers, queries and keys go through Hadamard transforms
+        (`hadamard`), floating-point weights are made for that, and int8 ones are so already."""
+        self.root, self.rotated = root, rotated
         self.architecture = a = architecture
         self.outline = a.outline()
         self.key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self.device = torch.device(device)
+        # the order of transforms of queries and keys
+        self.key_block = self._block(a.head_dim)
         self._tensors, self._levels, self._int8 = tensors, levels, int8
         q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
         self.layers = []
@@ -210,7 +216,10 @@ class ExactLlama:
             return weight, scale.clamp_min(ops.SCALE_FLOOR)
         if not weight.is_floating_point():
             raise UnsupportedModel(f"{name} holds {weight.dtype}; known: int8 and floats")
-        return ops.quantise_weight(weight)
+        return ops.quantise_weight(weight, self._block(shape[1]))
+
+    def _block(self, inputs: int) -> int:
+        return hadamard.block_of(inputs) if self.rotated else 1
 
     def _linear(self, inputs: int, outputs: Mapping[str, int]) -> ops.Linear:
         """One product for several layers of the same input, their rows one below the other."""
@@ -230,6 +239,7 @@ class ExactLlama:
             torch.cat([scale for _, scale in pairs]),
             levels=self._levels,
             bias=bias,
+            block=self._block(inputs),
             int8=self._int8,
         )
 
@@ -243,7 +253,10 @@ class ExactLlama:
         if weight.dtype != torch.int8:
             return weight.float()
         integers, scale = self._weight(name, shape)
-        return integers.float().mul_(scale[:, None])
+        # in a rotated model they are the head's, made for transformed inputs: H · H / B = I
+        return hadamard.transform(
+            integers.float().mul_(scale[:, None]), self._block(self.architecture.hidden_size)
+        )
 
     def new_cache(self, streams: int, context: int) -> list[KeyValueCache]:
         """Empty caches, one a layer, for `streams` streams of at most `context` tokens."""
@@ -290,13 +303,18 @@ class ExactLlama:
         else:
             cos, sin = (t.to(self.device) for t in self.rotary.at(position, count))
         x = self.embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
+        block = self.key_block
+        scaling = a.head_dim**-0.5 / block  # as products of transformed rows are `block` times
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon, self.root))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
             q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
-            query = quantise_heads(ops.rotate(q, cos, sin), self.key_levels)
-            k, k_scale, v, v_scale = layer_cache.append(ops.rotate(k, cos, sin), v)
-            mixed = attend(*query, k, k_scale, v, v_scale, a.window, hidden=layer_cache.hidden)
+            q, k = (hadamard.transform(ops.rotate(part, cos, sin), block) for part in (q, k))
+            query = quantise_heads(q, self.key_levels)
+            k, k_scale, v, v_scale = layer_cache.append(k, v)
+            mixed = attend(
+                *query, k, k_scale, v, v_scale, a.window, scaling, hidden=layer_cache.hidden
+            )
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
             h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon, self.root))
             gate, up = torch.split(h, a.intermediate_size, dim=-1)

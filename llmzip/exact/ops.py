@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmzip.exact import tables
+from llmzip.exact import hadamard, tables
 
 # The smallest |max| that a row of activations is scaled by, and the smallest weight scale:
 # together they keep every product of scales a normal float32, so that a processor that
@@ -32,6 +32,7 @@ WIDE_KEY_LEVELS = 127.0 * 128  # or held in float64
 Root = Callable[[Tensor], Tensor]
 
 _FLOAT_SLICE = 1040  # 1040 · 127 · 127 < 2^24: longer sums leave float32's exact integers
+_WEIGHTS = 1 << 22  # that are held in float32 while they are quantised
 _NORM_LEVELS = 32768.0  # RMSNorm squares activations on this grid
 _MEAN_LEVELS = 8388608.0  # LayerNorm adds them on this one
 
@@ -47,11 +48,17 @@ def row_maximum(x: Tensor) -> Tensor:
     return x.abs().amax(-1, keepdim=True).clamp_min_(ACTIVATION_FLOOR)
 
 
-def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A float weight [N, K] → (int8 [N, K], scale [N]): 8 bits per output row."""
-    weight = weight.float()
-    scale = (weight.abs().amax(1) * (1 / 127.0)).clamp_min(SCALE_FLOOR)
-    return torch.div(weight, scale[:, None]).round_().to(torch.int8), scale
+def quantise_weight(weight: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
+    """A float weight [N, K] → (int8 [N, K], scale [N]): 8 bits per output row, after the
+    Hadamard transform of order `block`."""
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), device=weight.device)
+    rows = max(1, _WEIGHTS // weight.shape[1])
+    for i in range(0, len(weight), rows):
+        part = hadamard.transform_weight(weight[i : i + rows].float(), block)
+        torch.mul(part.abs().amax(1), 1 / 127.0, out=scale[i : i + rows]).clamp_min_(SCALE_FLOOR)
+        integers[i : i + rows] = torch.div(part, scale[i : i + rows, None]).round_()
+    return integers, scale
 
 
 def _multiply_float(x: Tensor, weight: Tensor) -> Tensor:
@@ -113,7 +120,8 @@ class Linear:
     """y = x · Wᵀ over integers, W int8 [N, K] with one scale an output row, optional bias.
 
     The exact integer sum is rounded to float32 once, then multiplied by the row's activation
-    scale, then by the weight's scale; a bias is added last, by itself.
+    scale, then by the weight's scale; a bias is added last, by itself. Weights that were
+    quantised with a `block` above 1 expect inputs transformed likewise, which is done here.
     """
 
     def __init__(
@@ -123,6 +131,7 @@ class Linear:
         *,
         levels: float,
         bias: Tensor | None = None,
+        block: int = 1,
         int8: bool | None = None,
     ) -> None:
         """`int8` chooses the backend (None: the faster one); it never changes a bit."""
@@ -130,7 +139,7 @@ class Linear:
         assert scale.shape == weight.shape[:1]
         self.int8 = int8_pays(weight.device.type) if int8 is None else int8
         self.weight = weight if self.int8 else weight.float()
-        self.scale, self.bias, self.levels = scale, bias, levels
+        self.scale, self.bias, self.levels, self.block = scale, bias, levels, block
 
     def product(self, x: Tensor) -> Tensor:
         """Integers of at most 8 bits [M, K], in any type → exact sums [M, N], in one of three."""
@@ -141,7 +150,8 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, K] → [rows, N]."""
         rows = x.shape[:-1]
-        q, scale = quantise(x.reshape(-1, x.shape[-1]), self.levels)
+        x = hadamard.transform(x.reshape(-1, x.shape[-1]), self.block)
+        q, scale = quantise(x, self.levels)
         if self.levels == A8_LEVELS:
             total = self.product(q)
         else:

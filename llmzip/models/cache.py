@@ -26,7 +26,7 @@ from llmzip.models.digest import BYTES, digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1  # of what conversion makes of a source: another one finds nothing of the old
+VERSION = 2  # of what conversion makes of a source: another one finds nothing of the old
 WORTH = 8 << 20  # bytes of a source; smaller ones are converted in no time
 _SPARE = 3  # times the size of an entry must be free on the disk
 _WEIGHTS, _TOKENIZER, _ENTRY = "model.safetensors", "tokenizer.json", "entry.json"

@@ -44,8 +44,6 @@ class ModelFiles:
     tensors: dict[str, Tensor]
     tokenizer_json: bytes  # `canonical`
     digest: bytes  # BLAKE2b-256, see docs/format.md
-    # whether int8 weights were made of floats here, whose digest it is
-    rounded: bool = False
 
     @property
     def bos(self) -> int:
@@ -60,8 +58,8 @@ class ModelFiles:
 
     @property
     def quantised(self) -> bool:
-        """Whether the weights come as int8, from training that knew of it or from a GGUF file."""
-        return not self.rounded and any(name.endswith(int8.SCALE) for name in self.tensors)
+        """Whether the weights are in int8."""
+        return any(name.endswith(int8.SCALE) for name in self.tensors)
 
 
 def load(name: str, *, exact: bool = False) -> ModelFiles:
@@ -187,11 +185,12 @@ def _for_exact(folder: Path, name: str) -> ModelFiles:
     Embeddings are looked up with the precision that they come in, so they stay as they are.
     """
     from llmzip.exact.llama import FAMILY
+    from llmzip.exact.prepare import prepared
 
     marks = converted_before.marks(_files(folder))
     source = converted_before.source_of(marks)
     if source is not None and (kept := converted_before.read(source)) and kept.digest == source:
-        return _with(kept, name, rounded=True)
+        return _with(kept, name)
     llama = _read_json(folder / "config.json").get("model_type") in FAMILY
     files = _read(folder, name, None if llama else source)
     if marks is None or files.quantised:
@@ -201,17 +200,18 @@ def _for_exact(folder: Path, name: str) -> ModelFiles:
             converted_before.remember(marks, files.digest)
         return files
     try:
-        tensors = int8.quantised(files.tensors, keep=("model.embed_tokens.weight",))
+        config, tensors = prepared(files.config, files.tensors)
     except UnsupportedModel:  # of a tensor that the model may not even have
         return files
-    kept = Converted(files.config, files.tokenizer_json, tensors, files.digest)
+    kept = Converted(config, files.tokenizer_json, tensors, files.digest)
     converted_before.write(files.digest, kept)
     if converted_before.marks(_files(folder)) == marks:  # nobody has changed it meanwhile
         converted_before.remember(marks, files.digest)
-    return _with(kept, name, rounded=True)
+    return _with(kept, name)
 
 
 def _read_gguf(path: Path, name: str) -> ModelFiles:
+    from llmzip.exact.prepare import prepared
     from llmzip.models import gguf
 
     marks = converted_before.marks([path])
@@ -222,7 +222,7 @@ def _read_gguf(path: Path, name: str) -> ModelFiles:
             converted_before.remember(marks, source)
         return _with(kept, name)
     with gguf.opened(path) as (config, tokenizer, floats):
-        tensors = int8.quantised(floats)
+        config, tensors = prepared(config, floats, embeddings=True)
     text = canonical(tokenizer)
     kept = Converted(config, text, tensors, digest(config, text, tensors))
     if marks is not None and source is not None and converted_before.marks([path]) == marks:
@@ -242,8 +242,8 @@ def _hash(path: Path) -> bytes | None:
     return hasher.digest()
 
 
-def _with(kept: Converted, name: str, *, rounded: bool = False) -> ModelFiles:
-    return ModelFiles(name, kept.config, kept.tensors, kept.tokenizer, kept.digest, rounded)
+def _with(kept: Converted, name: str) -> ModelFiles:
+    return ModelFiles(name, kept.config, kept.tensors, kept.tokenizer, kept.digest)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

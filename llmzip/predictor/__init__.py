@@ -7,20 +7,20 @@ one environment.
 from llmzip.predictor.base import Context, Predictor, Run, TablePredictor
 from llmzip.predictor.exact import (
     ARITHMETIC,
+    DEFAULT_ACTIVATIONS,
     ExactPredictor,
     build,
-    default_activations,
     default_context,
 )
 
 __all__ = [
     "ARITHMETIC",
+    "DEFAULT_ACTIVATIONS",
     "Context",
     "ExactPredictor",
     "Predictor",
     "Run",
     "TablePredictor",
     "build",
-    "default_activations",
     "default_context",
 ]

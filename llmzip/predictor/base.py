@@ -17,7 +17,7 @@ from torch import Tensor
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import Outline
 
-_LONGEST_WINDOW = 2048  # of full attention, whose cost grows with it
+_LONGEST_WINDOW = 2048  # of full attention: twice as much brings 0.1 to 0.4% (docs/exactness.md)
 _SLIDING_RESTART = 32768  # sliding attention: positions stay below this
 
 
@@ -84,13 +84,18 @@ def _free_memory(device: str) -> int | None:
         return None
 
 
-def context_for(outline: Outline, name: str) -> Context:
-    """The window that a model was trained for, kept in bounds; overlap a half of it, or, where
-    all attention slides, two of its windows. Raises UnsupportedModel."""
+def context_for(outline: Outline, name: str, window: int | None = None) -> Context:
+    """A window, by default the one that a model was trained for, kept in bounds; overlap a half of
+    it, or, where all attention slides, two of its windows. Raises UnsupportedModel."""
     sliding = [window for window in outline.windows if window is not None]
     if sliding and len(sliding) == len(outline.windows):
-        return Context(_SLIDING_RESTART, min(2 * max(sliding), _SLIDING_RESTART // 2))
-    window = min(outline.context, _LONGEST_WINDOW)
+        window = window or _SLIDING_RESTART
+        return Context(window, min(2 * max(sliding), window // 2))
+    window = window or min(outline.context, _LONGEST_WINDOW)
+    if window > outline.context:
+        raise UnsupportedModel(
+            f"{name} has a context of {outline.context} tokens, {window} were asked for"
+        )
     if window < 16:
         raise UnsupportedModel(f"{name} has a context of {window} tokens; 16 are needed")
     return Context(window, window // 2)

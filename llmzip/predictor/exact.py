@@ -12,7 +12,7 @@ from torch import Tensor
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import Outline, check, fused, ops
 from llmzip.exact.fused import FusedLlama
-from llmzip.exact.llama import FAMILY, Architecture, ExactLlama
+from llmzip.exact.llama import FAMILY, ROTATED, Architecture, ExactLlama
 from llmzip.models import ModelFiles
 from llmzip.predictor.base import Context, context_for, require_memory
 
@@ -23,6 +23,8 @@ FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
 _WORTH_CORES = 1 << 14  # activations,
 _WORTH_CORES_WHOLE = 4  # or rows, where a step is one call
+
+DEFAULT_ACTIVATIONS = "a8"
 
 # levels of activations, and of queries, keys and values; square roots
 ARITHMETIC = {
@@ -80,6 +82,9 @@ def build(
         check.require_library_root(device)
     # integers that the device multiplies as floats take their place
     size = 1 if ops.int8_pays(torch.device(device).type) else 4
+    # weights that come in int8 stay as they are
+    rotated = not files.quantised or bool(files.config.get(ROTATED))
+    rotated &= root is not ops.library_root
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
     form: ExactLlama | FusedLlama | ExactTransformer
@@ -93,6 +98,7 @@ def build(
             levels=levels,
             key_levels=key_levels,
             root=root,
+            rotated=rotated,
             device=device,
         )
         form = fused.fused(form)
@@ -106,6 +112,7 @@ def build(
             levels=levels,
             key_levels=key_levels,
             root=root,
+            rotated=rotated,
             device=device,
         )
         certificate = _certified(form, files, activations)
@@ -135,18 +142,14 @@ def _check_window(outline: Outline, context: Context, name: str) -> None:
         )
 
 
-def default_context(files: ModelFiles) -> Context:
-    """Raises UnsupportedModel if the model has no exact form by its config alone."""
+def default_context(files: ModelFiles, window: int | None = None) -> Context:
+    """With a `window`, that one and the overlap that belongs to it. Raises UnsupportedModel if the
+    model has no exact form by its config alone."""
     if files.config.get("model_type") in FAMILY:
-        return context_for(Architecture.from_config(files.config).outline(), files.name)
+        return context_for(Architecture.from_config(files.config).outline(), files.name, window)
     from llmzip.exact import convert
 
-    return context_for(convert.outline(convert.read_config(files.config)), files.name)
-
-
-def default_activations(files: ModelFiles) -> str:
-    """`a8` for models trained with 8-bit activations in mind, `a16` for all others."""
-    return "a8" if files.quantised else "a16"
+    return context_for(convert.outline(convert.read_config(files.config)), files.name, window)
 
 
 class _Replay:

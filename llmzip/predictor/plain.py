@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmzip.errors import InexactDevice, UnsupportedModel
 from llmzip.exact import Outline, convert
+from llmzip.exact.prepare import floating
 from llmzip.models import ModelFiles
 from llmzip.predictor.base import Context, context_for, require_memory
 
@@ -72,7 +73,8 @@ class PlainPredictor:
         )
         if device != "auto":
             require_memory(size, device, files.name)
-        network: Any = convert.build_network(config, files.tensors, _ATTENTION)
+        tensors = floating(files.config, files.tensors)
+        network: Any = convert.build_network(config, tensors, _ATTENTION)
         try:
             if device == "cpu":
                 network = network.float()
@@ -96,8 +98,9 @@ class PlainPredictor:
         return 1  # streams stay together, as their number is part of the shapes
 
 
-def default_context(files: ModelFiles) -> Context:
-    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens."""
+def default_context(files: ModelFiles, window: int | None = None) -> Context:
+    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens.
+    With a `window`, the overlap that belongs to it."""
     config = convert.read_config(files.config)
     try:
         found = convert.outline(config)
@@ -106,7 +109,7 @@ def default_context(files: ModelFiles) -> Context:
         context = getattr(text, "max_position_embeddings", None) or 2048
         found = Outline(int(text.vocab_size), 0, 0, int(context), (None,), 0)
     # sliding or not, a window restarts early: here it is fed again in one piece
-    return context_for(replace(found, windows=(None,)), files.name)
+    return context_for(replace(found, windows=(None,)), files.name, window)
 
 
 def _spread(network: Any) -> Any:

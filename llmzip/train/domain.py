@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmzip import models
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import Architecture
+from llmzip.exact.llama import ROTATED, Architecture
+from llmzip.exact.prepare import floating
 from llmzip.models.store import save_int8
 from llmzip.tokens import Tokens
 from llmzip.train import evaluate, loop, run
@@ -47,17 +48,13 @@ def network_of(files: models.ModelFiles) -> PreTrainedModel:
     """A float32 model of transformers with the weights of `files`, int8 ones made floats."""
     architecture = Architecture.from_config(files.config)
     attention = "llmzip_banded" if architecture.window else "sdpa"
-    settings = {key: value for key, value in files.config.items() if key != "model_type"}
+    left_out = ("model_type", ROTATED)
+    settings = {key: value for key, value in files.config.items() if key not in left_out}
     config = AutoConfig.for_model(files.config["model_type"], **settings)
     config.use_cache = False
     from_config: Any = AutoModelForCausalLM.from_config
     network: PreTrainedModel = from_config(config, attn_implementation=attention)
-    weights = {}
-    for name, tensor in files.tensors.items():
-        if name.endswith("_scale"):
-            continue
-        scale = files.tensors.get(name + "_scale")
-        weights[name] = tensor.float() if scale is None else tensor.float() * scale
+    weights = {n: t.float() for n, t in floating(files.config, files.tensors).items()}
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise LlmzipError(f"the weights of {files.name} do not fit its config")
