@@ -26,8 +26,16 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, nargs="*", default=[], metavar="TEXT")
     parser.add_argument("--pack", action="store_true", help="weights as `llmzip pack` makes them, "
                         "the tokenizer without what its merges say: smaller")  # fmt: skip
+    parser.add_argument("--rotated", action="store_true", help="for a model that was not trained "
+                        "for 8-bit activations: quantised after Hadamard transforms")  # fmt: skip
     arguments = parser.parse_args()
-    save_int8(arguments.checkpoint, arguments.target, arguments.context, packed=arguments.pack)
+    save_int8(
+        arguments.checkpoint,
+        arguments.target,
+        arguments.context,
+        packed=arguments.pack,
+        rotated=arguments.rotated,
+    )
     files = load(str(arguments.target))
     check: dict[str, Any] = {
         "digest": files.digest.hex(),

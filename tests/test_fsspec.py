@@ -19,7 +19,7 @@ def table(tmp_path: Path) -> Path:
     with fsspec.open(str(path), "wt", compression="infer", encoding="utf-8") as file:
         for row in ROWS:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    assert path.read_bytes().startswith(b"LLMZ")
+    assert path.read_bytes().startswith(b"LLMz")
     return path
 
 

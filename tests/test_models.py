@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llmzip import models
 from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.exact.prepare import floating
 from llmzip.models.store import save_int8
 
 
@@ -168,6 +169,17 @@ def test_what_contexts_begin_with(config: dict[str, object], bos: int) -> None:
 def test_what_is_in_int8_is_not_quantised_again(tmp_path: Path) -> None:
     save_int8(str(TINY), tmp_path / "copy")
     assert models.load(str(tmp_path / "copy")).digest == models.load(str(TINY)).digest
+
+
+def test_int8_can_be_made_for_transformed_inputs(tmp_path: Path) -> None:
+    """Almost the same weights come back."""
+    save_int8(str(TINY), tmp_path / "once", rotated=True)
+    once, before = models.load(str(tmp_path / "once")), models.load(str(TINY))
+    assert once.config["llmzip_rotated"]
+    one, other = (floating(f.config, f.tensors) for f in (once, before))
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert (weight - other[name]).norm() < 0.02 * weight.norm(), name
 
 
 def test_the_first_byte_of_a_digest_tells_embedded_models_apart() -> None:

@@ -305,20 +305,33 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def save_int8(
-    source: str, target: Path, context: int | None = None, *, packed: bool = False
+    source: str,
+    target: Path,
+    context: int | None = None,
+    *,
+    packed: bool = False,
+    rotated: bool = False,
 ) -> None:
     """Write a model as it is embedded: matrices as int8 with a float32 scale a row (named
     `<matrix>_scale`, [rows, 1]), the rest in float32, JSON without spaces. Int8 stays as it is.
 
-    `context` replaces the config's max_position_embeddings. `packed`: weights by `llmzip.pack`,
-    the tokenizer in its compact form if it has one.
+    `rotated`: the matrices are made for transformed inputs (`exact.prepare`), for a model that was
+    not trained with 8-bit activations in mind; int8 is made floats before. `context` replaces the
+    config's max_position_embeddings. `packed`: weights by `llmzip.pack`, the tokenizer in its
+    compact form if it has one.
     """
     files = load(source)
     config = {key: value for key, value in files.config.items() if key not in VOLATILE}
     if context is not None:
         config["max_position_embeddings"] = context
     tokenizer = json.loads(files.tokenizer_json)
-    tensors = files.tensors if files.quantised else int8.quantised(files.tensors)
+    if rotated:
+        from llmzip.exact.prepare import floating, prepared
+
+        floats = floating(config, files.tensors)
+        config, tensors = prepared(config, floats, embeddings=True)
+    else:
+        tensors = files.tensors if files.quantised else int8.quantised(files.tensors)
     save(config, tokenizer, tensors, target, packed=packed)
 
 
