@@ -37,7 +37,8 @@ def compiled_for_integers(function: Function) -> Function:
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+    options |= {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    dispatcher = njit(**options)(function)
     # without a folder that can be written to, each process compiles for itself
     with contextlib.suppress(RuntimeError), _folder_for(function) as possible:
         if possible:

@@ -719,7 +719,8 @@ def _quantised_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     scales = np.empty(len(x), dtype=np.float32)
     y = np.empty(x.shape[1], dtype=np.float32)
     for r in range(len(x)):
-        y[:] = x[r]
+        for i in range(len(y)):  # assigning a slice takes a second longer to compile
+            y[i] = x[r, i]
         hadamard.transform_row(y, block)
         scales[r] = _quantise(y, q[r])
     return q, scales
