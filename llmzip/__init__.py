@@ -26,9 +26,11 @@ from llmzip.errors import (
 )
 
 if TYPE_CHECKING:
-    from llmzip.codec import ArchiveReader, ArchiveWriter, Options
-    from llmzip.file import LlmzipFile, open
-    from llmzip.incremental import Compressor, Decompressor
+    from llmzip.archive.options import Options
+    from llmzip.archive.reader import ArchiveReader
+    from llmzip.archive.writer import ArchiveWriter
+    from llmzip.io.file import LlmzipFile, open
+    from llmzip.io.incremental import Compressor, Decompressor
 
 __version__ = "0.1.0"
 
@@ -57,13 +59,13 @@ __all__ = [
 
 # Loaded when they are first asked for, as NumPy takes longer to load than all else.
 _LATER = {
-    "ArchiveReader": "llmzip.codec",
-    "ArchiveWriter": "llmzip.codec",
-    "Compressor": "llmzip.incremental",
-    "Decompressor": "llmzip.incremental",
-    "LlmzipFile": "llmzip.file",
-    "Options": "llmzip.codec",
-    "open": "llmzip.file",
+    "ArchiveReader": "llmzip.archive.reader",
+    "ArchiveWriter": "llmzip.archive.writer",
+    "Compressor": "llmzip.io.incremental",
+    "Decompressor": "llmzip.io.incremental",
+    "LlmzipFile": "llmzip.io.file",
+    "Options": "llmzip.archive.options",
+    "open": "llmzip.io.file",
 }
 
 
@@ -91,7 +93,8 @@ def compress(
     `verify` decodes each frame before it is kept; `same_environment` takes any causal model, in
     plain floating point, for this machine and these versions alone. Raises LlmzipError.
     """
-    from llmzip.codec import ArchiveWriter, Options, bytes_like
+    from llmzip.archive.options import Options, bytes_like
+    from llmzip.archive.writer import ArchiveWriter
 
     view = bytes_like(data, "compress")
     sink = io.BytesIO()
@@ -128,7 +131,8 @@ def decompress(
     archive of another environment. Content of more than `max_length` bytes raises TooLong
     before it is decoded.
     """
-    from llmzip.codec import ArchiveReader, Options, bytes_like
+    from llmzip.archive.options import Options, bytes_like
+    from llmzip.archive.reader import ArchiveReader
 
     source = io.BytesIO(bytes_like(data, "decompress"))
     options = Options(

@@ -26,15 +26,15 @@ def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dic
     """Activations → digest of a model's integer weights over PROBE, in two streams."""
     import torch
 
-    from llmzip import models, predictor
-    from llmzip.frequencies import Layout
-    from llmzip.tokens import Tokens
+    from llmzip import inference, models
+    from llmzip.inference.weights import Layout
+    from llmzip.tokenizer import Tokens
 
     files = models.load(name)
-    context = predictor.Context(64, 32)  # short, so that the probe restarts it
+    context = inference.Context(64, 32)  # short, so that the probe restarts it
     digests = {}
     for activations in kinds:
-        model = predictor.build(files, activations=activations, context=context, device=device)
+        model = inference.build(files, activations=activations, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
         layout = Layout(model.vocabulary, tokens.size)
         ids = tokens.encode(PROBE).astype(np.int64)

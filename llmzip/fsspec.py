@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 from fsspec.compression import register_compression
 
-from llmzip.container import SUFFIX
-from llmzip.file import LlmzipFile
+from llmzip.archive.container import SUFFIX
+from llmzip.io.file import LlmzipFile
 
 NAME = SUFFIX.lstrip(".")
 

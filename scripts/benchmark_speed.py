@@ -27,14 +27,16 @@ import numpy as np
 import torch
 
 import llmzip
-from llmzip import codec, coder, frequencies, models, predictor, tokens
+from llmzip import inference, models, range_coder, tokenizer
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
+from llmzip.coding import frame_codec
+from llmzip.coding.threads import Team
 from llmzip.compiled import compiled
 from llmzip.exact import dots, ops
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import Architecture
-from llmzip.predictor import exact
-from llmzip.team import Team
+from llmzip.inference import predictor, weights
 
 STREAMS = (1, 4, 16, 64, 256)
 _REPEATS = 100
@@ -65,7 +67,7 @@ def _best(work: Callable[[], object], seconds: float = 0.5) -> float:
 def roofline(name: str) -> dict[str, Any]:
     """Seconds a token that sgemm would take for the model's products, by shape."""
     files = models.load(name)
-    model = predictor.build(files, activations="a8", context=predictor.default_context(files)).model
+    model = inference.build(files, activations="a8", context=inference.default_context(files)).model
     assert isinstance(model, FusedLlama)
     a = model.architecture
     window = min(a.window or a.context, a.context)
@@ -80,7 +82,7 @@ def roofline(name: str) -> dict[str, Any]:
     # scores and mixed values of a full window, the heads that share keys as rows
     shapes += [(a.head_dim, window, a.layers * a.heads), (window, a.head_dim, a.layers * a.heads)]
     own += [seconds / a.heads for seconds in _own_attention(a, window)] if model.whole else []
-    rows, entries, seconds = exact.FORWARD_ROWS, [], 0.0
+    rows, entries, seconds = predictor.FORWARD_ROWS, [], 0.0
     for i, (inner, outer, times) in enumerate(shapes):
         x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
         took = _best(lambda x=x, weight=weight: x @ weight.T) / rows  # type: ignore[misc]
@@ -145,17 +147,17 @@ _STAGES: list[tuple[Any, str, str]] = [
     (ops.Linear, "product", "products by torch"),
     (FusedLlama, "forward", "layers"),
     (FusedLlama, "logits", "vocabulary head"),
-    (frequencies.Layout, "weights", "frequencies"),
-    (codec._Memory, "recall", "memory"),
-    (codec._Memory, "recall_all", "memory"),
-    (codec._Memory, "observe", "memory"),
-    (codec._Memory, "weigh", "memory"),
-    (codec._Memory, "weigh_columns", "memory"),
-    (codec._Memory, "learn", "memory"),
-    (coder.Encoder, "put", "coder"),
-    (coder.Decoder, "get", "coder"),
-    (tokens.Tokens, "encode", "tokens"),
-    (tokens.Tokens, "decode", "tokens"),
+    (weights.Layout, "weights", "frequencies"),
+    (frame_codec.Memory, "recall", "memory"),
+    (frame_codec.Memory, "recall_all", "memory"),
+    (frame_codec.Memory, "observe", "memory"),
+    (frame_codec.Memory, "weigh", "memory"),
+    (frame_codec.Memory, "weigh_columns", "memory"),
+    (frame_codec.Memory, "learn", "memory"),
+    (range_coder.Encoder, "put", "coder"),
+    (range_coder.Decoder, "get", "coder"),
+    (tokenizer.Tokens, "encode", "tokens"),
+    (tokenizer.Tokens, "decode", "tokens"),
 ]
 
 
@@ -251,9 +253,9 @@ def sweep(content: bytes, options: dict[str, Any], seconds_a_token: float) -> li
     return found
 
 
-def _tokens(name: str) -> tokens.Tokens:
+def _tokens(name: str) -> tokenizer.Tokens:
     files = models.load(name)
-    return tokens.Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
+    return tokenizer.Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
 
 
 # -- whole processes -------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ def main() -> None:
         write(report, arguments.out)
         return
     content = (text * (1 + arguments.bytes // len(text)))[: arguments.bytes]
-    now = circumstances(codec.Options(device=arguments.device))
+    now = circumstances(Options(device=arguments.device))
     report = {**now, "text": arguments.text.name, "bytes": len(content), "models": {}}
     if arguments.add:
         report = json.loads(arguments.out.read_text())

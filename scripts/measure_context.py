@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import llmzip
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import Options
 
 
 def compressed(content: bytes, options: Options) -> bytes:

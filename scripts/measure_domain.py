@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from llmzip import bench, models
-from llmzip.codec import Options
+from llmzip.archive.options import Options
 from llmzip.train import domain
 
 

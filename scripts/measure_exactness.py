@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from llmzip import models
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import Options
 from llmzip.exact import convert, fused, ops
 from llmzip.exact.llama import FAMILY, Architecture, ExactLlama
 from llmzip.exact.prepare import floating
-from llmzip.predictor import Context, ExactPredictor
-from llmzip.tokens import Tokens
+from llmzip.inference import Context, ExactPredictor
+from llmzip.tokenizer import Tokens
 
 LEVELS = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS)}
 PARTS = ("qkv", "output", "gate_up", "down", "head", "keys")

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from measure_memory import load_model, score
 
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import MOST_STREAMS, STREAM_TOKENS, Options
-from llmzip.frequencies import Layout
-from llmzip.memory import Mixer, prior
-from llmzip.tokens import Tokens
+from llmzip.coding.frame_codec import MOST_STREAMS, STREAM_TOKENS
+from llmzip.inference.weights import Layout
+from llmzip.mixing import Mixer, prior
+from llmzip.tokenizer import Tokens
 
 _GUESSES = (1, 2, 3, 5, 7)
 _PRIMERS = (128, 512)  # tokens

@@ -23,12 +23,13 @@ import torch
 import zstandard
 
 import llmzip
-from llmzip import codec, models, predictor
+from llmzip import inference, models
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import Options
-from llmzip.frequencies import Layout
-from llmzip.memory import CANDIDATES, MATCH, Mixer, Recall, kinds, prior
-from llmzip.tokens import Tokens
+from llmzip.coding import frame_codec
+from llmzip.inference.weights import Layout
+from llmzip.mixing import CANDIDATES, MATCH, Mixer, Recall, kinds, prior
+from llmzip.tokenizer import Tokens
 
 WAYS = ("none", "matches", "contexts", "both", "both, corrected")
 
@@ -74,7 +75,7 @@ class Scored:
 def score(content: bytes, tokens: Tokens, model: Any) -> Scored:
     """In as many streams as by default."""
     ids = tokens.encode(content)
-    streams = max(1, min(codec.MOST_STREAMS, len(ids) // codec.STREAM_TOKENS))
+    streams = max(1, min(frame_codec.MOST_STREAMS, len(ids) // frame_codec.STREAM_TOKENS))
     table = ids[: len(ids) // streams * streams].reshape(streams, -1).T.astype(np.int32)
     table = np.ascontiguousarray(table)
     steps = len(table)
@@ -124,10 +125,10 @@ def measure(scored: Scored) -> dict[str, float]:
 
 def load_model(name: str | None) -> tuple[Tokens, Any]:
     files = models.load(name or models.DEFAULT)
-    model = predictor.build(
+    model = inference.build(
         files,
-        activations=predictor.DEFAULT_ACTIVATIONS,
-        context=predictor.default_context(files),
+        activations=inference.DEFAULT_ACTIVATIONS,
+        context=inference.default_context(files),
     )
     return Tokens(files.tokenizer_json, model.vocabulary), model
 

@@ -21,9 +21,10 @@ import torch
 import zstandard
 from safetensors.torch import load, save
 
-from llmzip import models, pack
+from llmzip import models
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import Options
+from llmzip.models import packing
 
 
 def main() -> None:
@@ -45,13 +46,13 @@ def main() -> None:
         for form, content in forms.items():
             small, seconds = io.BytesIO(), []
             start = time.perf_counter()
-            pack.pack(io.BytesIO(content), small)
-            packing = time.perf_counter() - start
+            packing.pack(io.BytesIO(content), small)
+            packing_seconds = time.perf_counter() - start
             for _ in range(5):
                 back = io.BytesIO()
                 small.seek(0)
                 start = time.perf_counter()
-                pack.unpack(small, back)
+                packing.unpack(small, back)
                 seconds.append(time.perf_counter() - start)
             entry = {
                 "weights": label,
@@ -61,7 +62,7 @@ def main() -> None:
                 "deflate -9 (a wheel)": len(zlib.compress(content, 9)),
                 "zstd -19": len(zstandard.ZstdCompressor(level=19).compress(content)),
                 "xz -9e": len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)),
-                "pack_seconds": packing,
+                "pack_seconds": packing_seconds,
                 "unpack_seconds": statistics.median(seconds),
                 "restored": back.getvalue() == content,
             }

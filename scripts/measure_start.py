@@ -17,7 +17,8 @@ _READY = """
 import sys, time
 import safetensors.torch
 import llmzip.exact.fused
-from llmzip import models, predictor
+from llmzip import models
+from llmzip import inference
 import llmzip.exact.certify
 try:
     import gguf
@@ -26,8 +27,8 @@ except ImportError:
 start = time.perf_counter()
 files = models.load(sys.argv[1], exact=True)
 loaded = time.perf_counter()
-context = predictor.default_context(files)
-predictor.build(files, activations="a8", context=context)
+context = inference.default_context(files)
+inference.build(files, activations="a8", context=context)
 print(loaded - start, time.perf_counter() - loaded)
 """
 

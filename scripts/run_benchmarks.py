@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 
 from llmzip import bench
+from llmzip.archive.options import Options
 from llmzip.bench import report as forms
-from llmzip.codec import Options
 from llmzip.output import write
 
 

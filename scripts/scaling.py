@@ -5,7 +5,7 @@ python scripts/scaling.py --price 0.04 --out results/scaling.json
 
 Rates are those of results/speed.json at the default number of streams. Measured here: how fast rank
 0 puts finished frames together (reading, three hashes, writing), which it alone does. All else is
-computed: frames are dealt to workers in turn, as llmzip/parallel.py does.
+computed: frames are dealt to workers in turn, as llmzip/parallel/runner.py does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmzip import ArchiveWriter, Options, container
+from llmzip import ArchiveWriter, Options
+from llmzip.archive.options import FRAME_SIZE
 from llmzip.bench import circumstances
-from llmzip.codec import FRAME_SIZE
+from llmzip.coding.frame import ZSTD, Frame
 
 _TERABYTE = 10**12
 _WORKERS = (1, 10, 100, 1_000, 10_000)
@@ -33,7 +34,7 @@ def assembly_rate(frames: int = 32) -> float:
     payload = content[: FRAME_SIZE // 5]
     writer = ArchiveWriter(io.BytesIO(), Options())
     # not a true frame, but as much work as one
-    frame = container.Frame(container.ZSTD, len(content), payload, last=False)
+    frame = Frame(ZSTD, len(content), payload, last=False)
     writer.append(frame, content)  # which loads what the header needs
     start = time.perf_counter()
     for _ in range(frames):

@@ -18,7 +18,7 @@ import numpy as np
 import sweeping
 
 from llmzip import bench
-from llmzip.codec import Options
+from llmzip.archive.options import Options
 
 RIVAL = "xz -9e"
 

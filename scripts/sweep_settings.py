@@ -15,7 +15,7 @@ from typing import Any
 import sweeping
 
 from llmzip import bench, models
-from llmzip.codec import Options
+from llmzip.archive.options import Options
 
 
 def main() -> None:

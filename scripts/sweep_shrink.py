@@ -27,11 +27,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from llmzip import models, pack, predictor
-from llmzip.codec import FrameCodec
+from llmzip import inference, models
+from llmzip.coding.frame_codec import FrameCodec
 from llmzip.exact.llama import FAMILY
-from llmzip.models import ModelFiles
-from llmzip.tokens import Tokens
+from llmzip.models import ModelFiles, packing
+from llmzip.tokenizer import Tokens
 
 Tensors = dict[str, Tensor]
 # a matrix → as shipped (suffix → tensor), as the engine computes with it
@@ -150,7 +150,7 @@ def as_they_are(files: ModelFiles, parts: Tensors) -> bool:
 
 def packed_bytes(tensors: Tensors) -> int:
     sink = io.BytesIO()
-    pack.pack(io.BytesIO(save({k: x.contiguous() for k, x in tensors.items()})), sink)
+    packing.pack(io.BytesIO(save({k: x.contiguous() for k, x in tensors.items()})), sink)
     return len(sink.getvalue())
 
 
@@ -160,8 +160,8 @@ def measure(files: ModelFiles, tensors: Tensors, layers: int, kind: str, text: b
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
     changed = dataclasses.replace(files, config=config, tensors=tensors)
-    context = predictor.default_context(changed)
-    model = predictor.build(changed, activations=kind, context=context)
+    context = inference.default_context(changed)
+    model = inference.build(changed, activations=kind, context=context)
     size = -(-len(text) // max(1, len(text) // 4096))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     codec = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model, memory=False)
@@ -180,7 +180,7 @@ def main() -> None:
     beside = sum(p.stat().st_size for p in models.shipped(arguments.model)[:2])
     text = b"".join(path.read_bytes()[: arguments.bytes] for path in arguments.texts)
     layers, own = int(files.config["num_hidden_layers"]), floats(files)
-    default = predictor.DEFAULT_ACTIVATIONS
+    default = inference.DEFAULT_ACTIVATIONS
     results: list[dict[str, Any]] = []
 
     def add(family: str, name: str, shipped: Tensors, used: Tensors, count: int, kind: str) -> None:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmzip.archive.options import Options
 from llmzip.bench import circumstances
-from llmzip.codec import Options
 
 
 def write(path: Path, sweep: str, results: list[dict[str, Any]], model: str, **more: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from measure_memory import load_model, score
 
-from llmzip.memory.mix import PRIOR, Mixer, blank
+from llmzip.mixing.mix import PRIOR, Mixer, blank
 from llmzip.train import config, data
 
 _PIECES = {2_000: 6, 20_000: 3, 100_000: 1}  # bytes → pieces of each category

@@ -183,8 +183,8 @@ def main() -> int:
         for way, (command, variables, device) in (tried | dict(arguments.given)).items():
             kept[way] = run(command, variables, device, folder)
             print(way, json.dumps(kept[way]), flush=True)
+    from llmzip.archive.options import Options
     from llmzip.bench import circumstances
-    from llmzip.codec import Options
 
     report = {**circumstances(Options()), "archives": made, "ways": kept}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,9 +16,9 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmzip.codec import FrameCodec
-from llmzip.predictor import TablePredictor
-from llmzip.tokens import Tokens
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.inference import TablePredictor
+from llmzip.tokenizer import Tokens
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"  # a Llama of 100,000 parameters, trained for three minutes on old books

@@ -17,7 +17,7 @@ from conftest import TINY
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmzip.tokens import Tokens
+from llmzip.tokenizer import Tokens
 
 VOCABULARY = 512  # that of TINY, whose tokenizer they all take
 

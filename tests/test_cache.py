@@ -14,7 +14,7 @@ from conftest import PROSE, TINY
 from safetensors.torch import load_file, save_file
 
 import llmzip
-from llmzip import folders, models, predictor
+from llmzip import folders, inference, models
 from llmzip.exact import prepare
 from llmzip.models import cache
 from llmzip.models.store import save
@@ -89,10 +89,10 @@ def test_archives_are_the_same(model: str) -> None:
         assert not floats.quantised
         kept = models.load(model, exact=True)
         assert kept.quantised
-        context = predictor.Context(64, 32)
+        context = inference.Context(64, 32)
         ids = torch.arange(40)[None] * 7 % 512
         one, other = (
-            predictor.build(f, activations="a8", context=context).run(1, 40).score(ids)
+            inference.build(f, activations="a8", context=context).run(1, 40).score(ids)
             for f in (floats, kept)
         )
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -215,8 +215,8 @@ def test_certificates(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatc
 
     def certificate() -> bytes:
         files = models.load(str(folder), exact=True)
-        context = predictor.Context(64, 32)
-        return predictor.build(files, activations="a8", context=context).certificate
+        context = inference.Context(64, 32)
+        return inference.build(files, activations="a8", context=context).certificate
 
     first = certificate()
     assert certificate() == first

@@ -13,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip import codec, container, models
-from llmzip.codec import ArchiveReader, ArchiveWriter, FrameCodec, Options
+from llmzip import models
+from llmzip.archive import container, resolve
+from llmzip.archive.header import write_header
+from llmzip.archive.options import Options
+from llmzip.archive.reader import ArchiveReader
+from llmzip.archive.writer import ArchiveWriter
+from llmzip.coding.frame import FRAME_LIMIT, MODEL, RAW, ZSTD, Frame
+from llmzip.coding.frame_codec import FrameCodec
 from llmzip.errors import (
     CorruptArchive,
     LlmzipError,
@@ -22,9 +28,8 @@ from llmzip.errors import (
     UnsupportedModel,
     WrongModel,
 )
-from llmzip.header import write_header
-from llmzip.predictor import TablePredictor
-from llmzip.tokens import Tokens
+from llmzip.inference import TablePredictor
+from llmzip.tokenizer import Tokens
 
 
 def _silent(*_: int) -> None:
@@ -87,7 +92,7 @@ def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
     streams = 16
     ids = torch.from_numpy(table_codec.tokens.encode(content)).long()
     frame = table_codec.encode(content, streams, _silent)
-    table, last = codec._deal(ids.numpy().astype(np.int32), streams)
+    table, last = streams.deal(ids.numpy().astype(np.int32), streams)
     bits = 0.0
     logits = table_codec.predictor.run(streams, len(table)).score(torch.from_numpy(table.T).long())
     logits = torch.cat(list(logits)).double().log_softmax(-1)
@@ -137,16 +142,16 @@ def test_any_content(content: bytes) -> None:
 def test_prose_goes_through_the_model(activations: str, streams: int | None) -> None:
     content = PROSE.encode()
     data = archive(content, activations=activations, streams=streams, verify=True)
-    assert kinds(data) == [container.MODEL]
+    assert kinds(data) == [MODEL]
     assert restored(data) == content
 
 
 def test_a_short_message_pays_24_bytes_at_most() -> None:
     content = PROSE[:100].encode()
-    frames = codec._for_writing(Options(model=models.DEFAULT))[1]
+    frames = resolve.for_writing(Options(model=models.DEFAULT))[1]
     payload = frames.encode(content, None, _silent).payload
     data = llmzip.compress(content)
-    assert kinds(data) == [container.MODEL]
+    assert kinds(data) == [MODEL]
     assert len(data) - len(payload) <= 24
 
 
@@ -198,10 +203,10 @@ def test_threads_do_not_change_a_byte() -> None:
 def test_what_the_model_does_not_help_is_stored() -> None:
     noise = np.random.default_rng(1).bytes(200_000)
     for content, kind in (
-        (noise, container.RAW),
-        (b"a" * 10_000_000, container.ZSTD),
-        (noise[:50_000] * 2, container.ZSTD),
-        (b"abc", container.RAW),
+        (noise, RAW),
+        (b"a" * 10_000_000, ZSTD),
+        (noise[:50_000] * 2, ZSTD),
+        (b"abc", RAW),
     ):
         data = archive(content)
         assert set(kinds(data)) == {kind}
@@ -221,7 +226,7 @@ def test_every_flip_and_every_truncation_of_an_archive() -> None:
     """Never wrong bytes, never another exception than ours."""
     content = PROSE[:60].encode()
     data = archive(content)
-    assert kinds(data) == [container.MODEL]
+    assert kinds(data) == [MODEL]
     for i in range(len(data)):
         with pytest.raises(LlmzipError):
             restored(data[:i])
@@ -253,11 +258,11 @@ def test_cuts_insertions_and_exchanges(seed: int) -> None:
 def test_an_archive_that_asks_for_too_much_memory_is_refused() -> None:
     """64 million streams: refused by arithmetic, before anything is allocated."""
     sink = io.BytesIO()
-    header, _, _ = codec._for_writing(Options(model=str(TINY)))
+    header, _, _ = resolve.for_writing(Options(model=str(TINY)))
     writer = container.Writer(sink, write_header(header))
-    n = container.FRAME_LIMIT
+    n = FRAME_LIMIT
     content = bytes(n)
-    writer.write(container.Frame(container.MODEL, n, b"1234", n, n, last=True), content)
+    writer.write(Frame(MODEL, n, b"1234", n, n, last=True), content)
     with pytest.raises(UnsupportedArchive, match="the limit is"):
         restored(sink.getvalue())
 
@@ -268,7 +273,7 @@ def test_a_zstd_bomb_stays_inside_the_frames_length() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
     sink = io.BytesIO()
     writer = container.Writer(sink, write_header(None))
-    frame = container.Frame(container.ZSTD, len(bomb), bomb, last=True)
+    frame = Frame(ZSTD, len(bomb), bomb, last=True)
     writer.write(frame, bytes(len(bomb)))
     with pytest.raises(CorruptArchive, match="content check"):
         restored(sink.getvalue())
@@ -336,7 +341,7 @@ def test_a_reader_gives_no_frame_before_it_is_verified() -> None:
 
 def test_estimates_are_near_to_what_coding_costs(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
-    plain = FrameCodec(table_codec.tokens, table_codec.predictor, memory=0)
+    plain = FrameCodec(table_codec.tokens, table_codec.predictor, memory=False)
     payload = plain.encode(content, 1, _silent).payload
     estimate = plain.bits_per_byte([content])
     assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.01)

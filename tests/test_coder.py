@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmzip.coder import Decoder, Encoder
 from llmzip.errors import CorruptArchive
+from llmzip.range_coder import Decoder, Encoder
 
 
 def _weights(rows: int, columns: int, seed: int) -> np.ndarray:

@@ -10,8 +10,9 @@ import pytest
 from conftest import PROSE, TINY
 
 import llmzip
-from llmzip import codec, models
-from llmzip.codec import FrameCodec
+from llmzip import models
+from llmzip.archive import resolve
+from llmzip.coding.frame_codec import FrameCodec
 
 
 def test_an_archive_fetches_only_where_it_is_allowed(
@@ -25,7 +26,7 @@ def test_an_archive_fetches_only_where_it_is_allowed(
 
     monkeypatch.setattr("llmzip.models.store._fetch", fetch)
     archive = llmzip.compress(PROSE.encode(), model="owner/tiny")
-    codec._ready.clear()
+    resolve.ready.clear()
     asked.clear()
     with pytest.raises(llmzip.WrongModel, match="--allow-download"):
         llmzip.decompress(archive)

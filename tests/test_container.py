@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmzip import container, header
-from llmzip.container import Frame, Reader, Writer
+from llmzip.archive import header
+from llmzip.archive.container import Reader, Writer
+from llmzip.archive.header import ModelHeader, write_header, write_short_header
+from llmzip.coding.frame import MODEL, RAW, Frame
 from llmzip.errors import (
     CorruptArchive,
     LlmzipError,
@@ -18,7 +20,6 @@ from llmzip.errors import (
     TruncatedArchive,
     UnsupportedArchive,
 )
-from llmzip.header import ModelHeader, write_header, write_short_header
 
 HEADER = ModelHeader(profile=1, digest_start=b"digest", window=512, overlap=256)
 
@@ -29,7 +30,7 @@ def write(contents: list[bytes], model: ModelHeader | None = None) -> bytes:
     writer = Writer(sink, write_header(model))
     for i, content in enumerate(contents):
         last = i == len(contents) - 1
-        writer.write(Frame(container.RAW, len(content), content, last=last), content)
+        writer.write(Frame(RAW, len(content), content, last=last), content)
     return sink.getvalue()
 
 
@@ -82,7 +83,7 @@ def test_3_frame_fields() -> None:
     content = b"c" * 200
     sink = io.BytesIO()
     writer = Writer(sink, write_header(HEADER))
-    frame = Frame(container.MODEL, 200, b"words...", tokens=150, streams=3, last=True)
+    frame = Frame(MODEL, 200, b"words...", tokens=150, streams=3, last=True)
     writer.write(frame, content)
     archive = sink.getvalue()
     fields = bytes([0x82, 200 & 0x7F | 0x80, 1, 150 & 0x7F | 0x80, 1, 3, 8])
@@ -102,7 +103,7 @@ def test_4_trailer() -> None:
 
 def short(payload: bytes, content: bytes) -> bytes:
     sink = io.BytesIO()
-    frame = Frame(container.MODEL, len(content), payload, streams=1, last=True)
+    frame = Frame(MODEL, len(content), payload, streams=1, last=True)
     Writer(sink, write_short_header(b"\x83" + bytes(31))).write(frame, content)
     return sink.getvalue()
 

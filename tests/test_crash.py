@@ -17,7 +17,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from llmzip.cli import main
-import llmzip.file, zstandard
+import llmzip.io.file, zstandard
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 source, target = folder / "text", folder / "text.llmz"

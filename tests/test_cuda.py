@@ -11,9 +11,9 @@ from conftest import PROSE, run
 from families import FAMILIES, build, save, tokenise, train
 
 import llmzip
-from llmzip import models, predictor
+from llmzip import inference, models
 from llmzip.exact import ops
-from llmzip.predictor import Context
+from llmzip.inference import Context
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -53,7 +53,7 @@ def test_logits(folder: Path, activations: str) -> None:
     context = Context(24, 12)
     results = {}
     for device in ("cpu", "cuda"):
-        model = predictor.build(files, activations=activations, context=context, device=device)
+        model = inference.build(files, activations=activations, context=context, device=device)
         scored = torch.cat([chunk.cpu() for chunk in model.run(*IDS.shape).score(IDS)])
         steps = model.run(*IDS.shape)
         logits = [steps.first().cpu()]

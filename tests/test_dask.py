@@ -27,7 +27,7 @@ def expected(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(("scheduler", "place"), [("threads", "memory://"), ("processes", "")])
 def test_there_and_back(scheduler: str, place: str, tmp_path: Path) -> None:
-    import llmzip.dask
+    from llmzip.parallel import dask as dask_archives
 
     root = (place or "file://") + str(tmp_path)
     filesystem, _ = fsspec.core.url_to_fs(root)
@@ -35,7 +35,7 @@ def test_there_and_back(scheduler: str, place: str, tmp_path: Path) -> None:
     for name, content in CONTENTS.items():
         with fsspec.open(f"{root}/{name}", "wb") as file:
             file.write(content)
-    tasks = llmzip.dask.compress([f"{root}/{name}" for name in CONTENTS], f"{root}/out", OPTIONS)
+    tasks = dask_archives.compress([f"{root}/{name}" for name in CONTENTS], f"{root}/out", OPTIONS)
     sizes = dask.compute(*tasks, scheduler=scheduler, num_workers=2)
     archives = [f"{root}/out/{name}.llmz" for name in CONTENTS]
     for url, content, size in zip(archives, CONTENTS.values(), sizes, strict=True):
@@ -43,7 +43,7 @@ def test_there_and_back(scheduler: str, place: str, tmp_path: Path) -> None:
             archive = file.read()
         assert archive == expected(content)
         assert len(archive) == size
-    tasks = llmzip.dask.decompress(archives, f"{root}/out", OPTIONS)
+    tasks = dask_archives.decompress(archives, f"{root}/out", OPTIONS)
     assert dask.compute(*tasks, scheduler=scheduler, num_workers=2) == tuple(
         map(len, CONTENTS.values())
     )
@@ -53,12 +53,12 @@ def test_there_and_back(scheduler: str, place: str, tmp_path: Path) -> None:
 
 
 def test_damage_comes_out(tmp_path: Path) -> None:
-    import llmzip.dask
+    from llmzip.parallel import dask as dask_archives
 
     archive = bytearray(expected(PROSE.encode()))
     archive[len(archive) // 2] ^= 1
     (tmp_path / "x.llmz").write_bytes(archive)
-    tasks = llmzip.dask.decompress([str(tmp_path / "x.llmz")], str(tmp_path / "out"), OPTIONS)
+    tasks = dask_archives.decompress([str(tmp_path / "x.llmz")], str(tmp_path / "out"), OPTIONS)
     with pytest.raises(llmzip.CorruptArchive):
         dask.compute(*tasks, scheduler="synchronous")
     assert not (tmp_path / "out").exists()

@@ -29,8 +29,8 @@ from llmzip.exact import check, dots, ops, tables
 from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import Architecture, ExactLlama
-from llmzip.predictor import Context, ExactPredictor, build
-from llmzip.tokens import Tokens
+from llmzip.inference import Context, ExactPredictor, build
+from llmzip.tokenizer import Tokens
 
 LEVELS = {"a8": ops.A8_LEVELS, "a16": ops.A16_LEVELS}
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip import container, output
-from llmzip.header import write_header
+from llmzip import output
+from llmzip.archive import container
+from llmzip.archive.header import write_header
+from llmzip.coding.frame import RAW, Frame
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=500)
 
@@ -151,7 +153,7 @@ def _stored(tmp_path: Path, contents: list[bytes]) -> Path:
         writer = container.Writer(sink, write_header(None))
         for i, content in enumerate(contents):
             last = i == len(contents) - 1
-            writer.write(container.Frame(container.RAW, len(content), content, last=last), content)
+            writer.write(Frame(RAW, len(content), content, last=last), content)
     return path
 
 
@@ -161,7 +163,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     accept = container.Reader.accept
 
-    def counted(self: container.Reader, frame: container.Frame, content: bytes) -> None:
+    def counted(self: container.Reader, frame: Frame, content: bytes) -> None:
         lengths.append(len(content))
         accept(self, frame, content)
 

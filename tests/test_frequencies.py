@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmzip.errors import UnsupportedModel
-from llmzip.frequencies import Layout
+from llmzip.inference.weights import Layout
 
 
 @pytest.mark.parametrize("vocabulary", [2, 3, 5, 16, 17, 105, 512, 8192, 50257])

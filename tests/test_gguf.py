@@ -21,13 +21,13 @@ from conftest import AWKWARD, PROSE, TINY, _sentencepiece, run
 from tokenizers import Tokenizer
 
 import llmzip
-from llmzip import models, predictor
+from llmzip import inference, models
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import hadamard, ops
 from llmzip.exact.prepare import prepared
 from llmzip.models import gguf_header
 from llmzip.models.store import save
-from llmzip.tokens import Tokens
+from llmzip.tokenizer import Tokens
 
 # as wide as a block of the K types
 _WIDE = {
@@ -83,7 +83,7 @@ def test_blocks_of_256(tmp_path: Path, kind: str) -> None:
     integers, scale = ops.quantise_weight(torch.from_numpy(expected), block)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight"], integers)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight_scale"], scale[:, None])
-    predictor.build(files, activations="a8", context=predictor.Context(64, 32))
+    inference.build(files, activations="a8", context=inference.Context(64, 32))
 
 
 def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
     assert all(torch.equal(t, folder.tensors[n]) for n, t in files.tensors.items())
     assert files.quantised
     ids = torch.arange(40)[None] * 7 % 512
-    context = predictor.Context(64, 32)
+    context = inference.Context(64, 32)
     one, other = (
-        torch.cat(list(predictor.build(f, activations="a8", context=context).run(1, 40).score(ids)))
+        torch.cat(list(inference.build(f, activations="a8", context=context).run(1, 40).score(ids)))
         for f in (files, folder)
     )
     assert torch.equal(one, other)
@@ -131,7 +131,7 @@ def test_qwen2_has_biases_and_plain_rows(tmp_path: Path) -> None:
     }
     path = gguf_files.write(tmp_path / "m.gguf", architecture="qwen2", tensors=extra)
     files = models.load(str(path))
-    model = predictor.build(files, activations="a16", context=predictor.Context(64, 32))
+    model = inference.build(files, activations="a16", context=inference.Context(64, 32))
     kept = {k: config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
             "vocab_size")}  # fmt: skip
@@ -414,4 +414,4 @@ def test_hostile_headers(tmp_path: Path, name: str) -> None:
 def test_windows_are_of_2048_tokens_at_most(tmp_path: Path) -> None:
     change = {"context_length": 8192}
     files = models.load(str(gguf_files.write(tmp_path / "m.gguf", change=change)))
-    assert predictor.default_context(files).window == 2048
+    assert inference.default_context(files).window == 2048

@@ -15,7 +15,7 @@ from llmzip.exact import hadamard, ops
 from llmzip.exact.fused import FusedLlama, fused
 from llmzip.exact.llama import ROTATED, Architecture, ExactLlama
 from llmzip.exact.prepare import prepared
-from llmzip.predictor import Context, build
+from llmzip.inference import Context, build
 
 SIZES = [(48, 16), (576, 64), (1536, 64), (128, 64), (96, 32), (172, 4), (30, 2), (64, 8)]
 

@@ -15,24 +15,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip import codec, container
-from llmzip.codec import FrameCodec
-from llmzip.header import ModelHeader, write_header
+from llmzip.archive import container, resolve
+from llmzip.archive.header import ModelHeader, write_header
+from llmzip.coding import stored as stored_module
+from llmzip.coding.frame import FRAME_LIMIT, LZMA, MODEL, RAW, Frame
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.stored import store
 
 CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
-HEADER = ModelHeader(0x16, b"digest", 512, 256)
+HEADER = ModelHeader(0x12, b"digest", 512, 256)
 
 
 def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
     """An archive with a frame of each kind, and two of the model; and its content."""
     text, plain = PROSE[:48].encode(), b"again and again, " * 20
     noise = bytes(range(0, 250, 7))
-    stored = codec._stored(plain, last=False)
-    packed = container.Frame(container.LZMA, len(plain), _lzma(plain), last=True)
+    stored = store(plain, last=False)
+    packed = Frame(LZMA, len(plain), _lzma(plain), last=True)
     sink = io.BytesIO()
     writer = container.Writer(sink, write_header(HEADER))
     writer.write(frames.encode(text, 1, lambda *_: None), text)
-    writer.write(container.Frame(container.RAW, len(noise), noise), noise)
+    writer.write(Frame(RAW, len(noise), noise), noise)
     writer.write(frames.encode(text, 3, lambda *_: None), text)
     writer.write(stored, plain)
     writer.write(packed, plain)
@@ -42,7 +45,7 @@ def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
 def _lzma(content: bytes) -> bytes:
     import lzma
 
-    return lzma.compress(content, lzma.FORMAT_RAW, filters=codec._LZMA)
+    return lzma.compress(content, lzma.FORMAT_RAW, filters=stored_module._LZMA)
 
 
 def test_every_flip_and_truncation_of_several_frames(table_codec: FrameCodec) -> None:
@@ -100,13 +103,13 @@ def test_arbitrary_frames(table_codec: FrameCodec, data: bytes) -> None:
 def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_path: Path) -> None:
     """64 million tokens promised by the words of some 60, all checks in order: not the hours of
     so many steps, and no more memory than docs/format.md states in section 3."""
-    header, frames, _ = codec._for_writing(llmzip.Options(model=str(TINY)))
+    header, frames, _ = resolve.for_writing(llmzip.Options(model=str(TINY)))
     words = frames.encode(PROSE[:200].encode(), 1, lambda *_: None).payload
-    n = container.FRAME_LIMIT
+    n = FRAME_LIMIT
     path = tmp_path / "endless.llmz"
     with path.open("wb") as sink:
         writer = container.Writer(sink, write_header(header))
-        writer.write(container.Frame(container.MODEL, n, words, n, 1, last=True), bytes(n))
+        writer.write(Frame(MODEL, n, words, n, 1, last=True), bytes(n))
     code = (
         "import resource, sys, llmzip\n"
         "try: llmzip.decompress(open(sys.argv[1], 'rb').read(), model=sys.argv[2])\n"

@@ -22,8 +22,8 @@ import pytest
 from conftest import PROSE, run
 
 import llmzip
-from llmzip import doctor, folders, install, models
-from llmzip.cli import main
+from llmzip import doctor, folders, models
+from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
 from llmzip.models import home, store
 

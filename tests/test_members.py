@@ -14,7 +14,9 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
-from llmzip import codec, container, members
+from llmzip.archive import container
+from llmzip.io import members
+from llmzip.archive import frames as frame_module
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=2000)
 MODEL = ("--model", TINY)
@@ -46,13 +48,13 @@ def test_one_member_decodes_few_frames(
     folder: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    content = codec.FrameReader.content
+    content = frame_module.FrameReader.content
 
-    def count(self: codec.FrameReader, *arguments: object) -> bytes:
+    def count(self: frame_module.FrameReader, *arguments: object) -> bytes:
         decoded.append(1)
         return content(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(codec.FrameReader, "content", count)
+    monkeypatch.setattr(frame_module.FrameReader, "content", count)
     with llmzip.open(archive, options=OPTIONS) as file:
         monkeypatch.setattr(members, "_TAIL", 11_000)  # a tar ends with up to 10 KiB of nothing
         members.extract(file, ["sub/4.txt"], tmp_path / "out")

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip import codec, container
-from llmzip.codec import FrameCodec, Options
-from llmzip.memory import (
+from llmzip.archive import container, resolve
+from llmzip.archive.options import Options
+from llmzip.coding import streams
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.mixing import (
     CANDIDATES,
     SOURCES,
     Mixer,
@@ -28,7 +30,7 @@ from llmzip.memory import (
     prior,
     tables,
 )
-from llmzip.memory.recall import STATES
+from llmzip.mixing.recall import STATES
 
 BYTES: list[bytes | None] = [bytes([value]) for value in range(256)]
 KINDS = kinds([b"a", b"1", b"\n", *[b"b"] * 97])
@@ -53,7 +55,7 @@ def _recalled(table: np.ndarray, last: int) -> list[tuple[np.ndarray, np.ndarray
     streams=st.integers(1, 7),
 )
 def test_recalling_all_is_recalling_step_by_step(ids: list[int], streams: int) -> None:
-    table, last = codec._deal(np.array(ids, dtype=np.int32), min(streams, len(ids)))
+    table, last = streams.deal(np.array(ids, dtype=np.int32), min(streams, len(ids)))
     candidates, evidence = Recall(table.shape[1], len(table), KINDS).recall_all(table, last)
     for step, (c, e) in enumerate(_recalled(table, last)):
         known = c >= 0
@@ -160,7 +162,7 @@ REPEATED = b"".join(
 
 
 def _size(content: bytes, **options: object) -> int:
-    frame_codec = codec._for_writing(Options(model=str(TINY), **options))[1]  # type: ignore[arg-type]
+    frame_codec = resolve.for_writing(Options(model=str(TINY), **options))[1]  # type: ignore[arg-type]
     frame = frame_codec.encode(content, None, lambda *_: None)
     assert frame_codec.decode(frame, lambda *_: None) == content
     return len(frame.payload)
@@ -178,21 +180,21 @@ def test_small_texts_lose_nothing_to_speak_of() -> None:
 
 @given(content=st.binary(min_size=1, max_size=300), streams=st.integers(1, 9))
 def test_any_bytes_with_and_without(table_codec: FrameCodec, content: bytes, streams: int) -> None:
-    for memory in (0, 1, 2):
+    for memory in (False, True):
         frame_codec = FrameCodec(table_codec.tokens, table_codec.predictor, memory=memory)
         frame = frame_codec.encode(content * 2, streams, lambda *_: None)
         assert frame_codec.decode(frame, lambda *_: None) == content * 2
 
 
 def test_the_header_names_the_version() -> None:
-    for memory, version in ((True, 2), (False, 0)):
+    for memory, version in ((True, 1), (False, 0)):
         sink = io.BytesIO()
         writer = llmzip.ArchiveWriter(sink, Options(model=str(TINY), memory=memory))
         writer.write(PROSE.encode())
         writer.finish()
         header = container.Reader(io.BytesIO(sink.getvalue())).model
         assert header is not None
-        assert header.profile == 5 | version << 4
+        assert header.profile == 1 | version << 4
         data = bytearray(sink.getvalue())
         data[6] = 1 | 9 << 4
         with pytest.raises(llmzip.UnsupportedArchive, match="memory"):
@@ -223,7 +225,7 @@ def test_compiled_and_interpreted_remember_the_same() -> None:
 def _trace() -> bytes:
     """A digest of all that memory computes over a short text in three streams."""
     ids = np.frombuffer(REPEATED[:600], dtype=np.uint8).astype(np.int32)
-    table, last = codec._deal(ids, 3)
+    table, last = streams.deal(ids, 3)
     candidates, evidence = Recall(3, len(table), kinds(BYTES)).recall_all(table, last)
     mixer, digest = Mixer(3, prior()), hashlib.sha256()
     chance = np.random.default_rng(4)

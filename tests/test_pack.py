@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from llmzip import models, pack
+from llmzip import models
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, UnsupportedModel
-from llmzip.models import compact
+from llmzip.models import compact, packing
 from llmzip.models.store import save_int8
 
 DTYPES = {
@@ -32,13 +32,13 @@ DTYPES = {
 
 def packed(content: bytes, workers: int = 1) -> bytes:
     sink = io.BytesIO()
-    pack.pack(io.BytesIO(content), sink, workers)
+    packing.pack(io.BytesIO(content), sink, workers)
     return sink.getvalue()
 
 
 def unpacked(content: bytes, workers: int = 1) -> bytes:
     sink = io.BytesIO()
-    pack.unpack(io.BytesIO(content), sink, workers)
+    packing.unpack(io.BytesIO(content), sink, workers)
     return sink.getvalue()
 
 
@@ -131,8 +131,8 @@ def test_other_files_are_refused(content: bytes) -> None:
 
 def test_several_blocks_and_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     content = weights(torch.bfloat16)
-    monkeypatch.setattr(pack, "_PIECE_ELEMENTS", 4096)  # of the writer in this process alone
-    monkeypatch.setattr(pack, "BLOCK_LIMIT", 1 << 14)
+    monkeypatch.setattr(packing, "_PIECE_ELEMENTS", 4096)  # of the writer in this process alone
+    monkeypatch.setattr(packing, "BLOCK_LIMIT", 1 << 14)
     small = packed(content)
     assert packed(content, workers=2) == small
     assert unpacked(small, workers=2) == content
@@ -156,9 +156,9 @@ def test_damage_whose_checks_are_right_is_an_error_of_ours() -> None:
     import zstandard
 
     small = packed(weights(torch.int8, 32, 32))
-    head = pack._HEAD.size + pack._BLOCK.size
-    content, side, side_packed, raw, _, _ = pack._BLOCK.unpack(small[pack._HEAD.size : head])
-    payload = small[head : -pack._HASH_BYTES]
+    head = packing._HEAD.size + packing._BLOCK.size
+    content, side, side_packed, raw, _, _ = packing._BLOCK.unpack(small[packing._HEAD.size : head])
+    payload = small[head : -packing._HASH_BYTES]
     plain = bytearray(zstandard.ZstdDecompressor().decompress(payload[:side_packed]))
     rest = payload[side_packed:]
     chance = random.Random(1)
@@ -171,7 +171,8 @@ def test_damage_whose_checks_are_right_is_an_error_of_ours() -> None:
         lengths = struct.pack("<5I", content, side, len(squeezed), raw, len(rest) - raw)
         body = squeezed + rest
         check = hashlib.blake2b(lengths + body, digest_size=4).digest()
-        forged = small[: pack._HEAD.size] + lengths + check + body + small[-pack._HASH_BYTES :]
+        end = small[-packing._HASH_BYTES :]
+        forged = small[: packing._HEAD.size] + lengths + check + body + end
         try:
             unpacked(forged)
         except LlmzipError:

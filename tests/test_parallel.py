@@ -13,9 +13,9 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
-from llmzip import parallel
 from llmzip.cli import corpus
-from llmzip.parallel import Job, Place
+from llmzip.parallel import runner
+from llmzip.parallel.runner import Job, Place
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=300)
 MODEL = ("--model", TINY)
@@ -56,10 +56,10 @@ def back(jobs: list[Job]) -> list[Job]:
 
 def test_workers_write_what_one_process_writes(jobs: list[Job]) -> None:
     told: list[Job] = []
-    parallel.run(jobs, OPTIONS, workers=2, finished=told.append)
+    runner.run(jobs, OPTIONS, workers=2, finished=told.append)
     assert told == jobs
     check(jobs)
-    parallel.run(back(jobs), OPTIONS, decode=True, workers=2)
+    runner.run(back(jobs), OPTIONS, decode=True, workers=2)
     for job in jobs:
         assert job.source.with_suffix(".back").read_bytes() == job.source.read_bytes()
 
@@ -68,19 +68,19 @@ RANK = """
 import os, sys
 from pathlib import Path
 import llmzip
-from llmzip import parallel
+from llmzip.parallel import runner
 
 dies = len(sys.argv) > 3 and os.environ["RANK"] == "1"
 if dies:
-    encoded = parallel._encoded
+    encoded = runner._encoded
     def once(*arguments):
-        parallel._encoded = lambda *_: os._exit(9)
+        runner._encoded = lambda *_: os._exit(9)
         return encoded(*arguments)
-    parallel._encoded = once
+    runner._encoded = once
 options = llmzip.Options(model=sys.argv[1], frame_size=300)
 folder = Path(sys.argv[2])
-jobs = [parallel.Job(folder / n, folder / "out" / f"{n}.llmz") for n in "abc"]
-parallel.run(jobs, options)
+jobs = [runner.Job(folder / n, folder / "out" / f"{n}.llmz") for n in "abc"]
+runner.run(jobs, options)
 """
 
 
@@ -104,13 +104,13 @@ def test_ranks_write_what_one_process_writes(jobs: list[Job], tmp_path: Path) ->
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the frames that are encoded from now on."""
     found: list[int] = []
-    encoded = parallel._encoded
+    encoded = runner._encoded
 
-    def count(task: parallel.Task, options: llmzip.Options) -> object:
+    def count(task: runner.Task, options: llmzip.Options) -> object:
         found.append(task.number)
         return encoded(task, options)
 
-    monkeypatch.setattr(parallel, "_encoded", count)
+    monkeypatch.setattr(runner, "_encoded", count)
     return found
 
 
@@ -118,20 +118,20 @@ def test_a_rank_that_dies(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.M
     done = launch(tmp_path, "dies")
     assert done.returncode != 0
     assert not [job.target for job in jobs if job.target.exists()]
-    total = sum(len(parallel.tasks_of(job, OPTIONS, False)) for job in jobs)
+    total = sum(len(runner.tasks_of(job, OPTIONS, False)) for job in jobs)
     found = counted(monkeypatch)
-    parallel.run(jobs, OPTIONS)
+    runner.run(jobs, OPTIONS)
     check(jobs)
     assert 0 < len(found) < total  # the others were finished before
 
 
 def test_a_rank_that_never_came(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.5)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.5)
     with pytest.raises(llmzip.LlmzipError, match="rank 1 has given no sign of life"):
-        parallel.run(jobs, OPTIONS, here=Place(0, 2, 0, 2))
+        runner.run(jobs, OPTIONS, here=Place(0, 2, 0, 2))
     assert not jobs[0].target.exists()
     found = counted(monkeypatch)
-    parallel.run(jobs[:1], OPTIONS)
+    runner.run(jobs[:1], OPTIONS)
     assert found == [1, 3]  # rank 0 has done the others
     assert jobs[0].target.read_bytes() == alone(jobs[0])
 
@@ -139,34 +139,34 @@ def test_a_rank_that_never_came(jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 def test_what_was_left_is_used_only_if_it_fits(
     jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.1)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.1)
     with pytest.raises(llmzip.LlmzipError):
-        parallel.run(jobs[:1], OPTIONS, here=Place(0, 2, 0, 2))
+        runner.run(jobs[:1], OPTIONS, here=Place(0, 2, 0, 2))
     spool = jobs[0].spool
     (spool / "0").write_bytes((spool / "0").read_bytes()[:-1])  # damaged
     content = bytearray(jobs[0].source.read_bytes())
     content[650] ^= 1  # in frame 2
     jobs[0].source.write_bytes(content)
     found = counted(monkeypatch)
-    parallel.run(jobs[:1], OPTIONS)
+    runner.run(jobs[:1], OPTIONS)
     assert set(found) >= {0, 1, 2, 3}
     assert jobs[0].target.read_bytes() == alone(jobs[0])
 
 
 def test_a_worker_that_dies_is_said() -> None:
-    with parallel.processes(1) as pool, pytest.raises(llmzip.LlmzipError, match="worker process"):
-        parallel._result(pool.submit(os._exit, 3))  # type: ignore[arg-type]
+    with runner.processes(1) as pool, pytest.raises(llmzip.LlmzipError, match="worker process"):
+        runner._result(pool.submit(os._exit, 3))  # type: ignore[arg-type]
 
 
 def test_damage_is_noticed(jobs: list[Job]) -> None:
-    parallel.run(jobs[:1], OPTIONS)
+    runner.run(jobs[:1], OPTIONS)
     archive = bytearray(jobs[0].target.read_bytes())
     for place in (len(archive) // 2, len(archive) - 3):  # a frame, the hash of the whole
         broken = bytearray(archive)
         broken[place] ^= 1
         jobs[0].target.write_bytes(broken)
         with pytest.raises(llmzip.CorruptArchive):
-            parallel.run(back(jobs[:1]), OPTIONS, decode=True)
+            runner.run(back(jobs[:1]), OPTIONS, decode=True)
         assert not jobs[0].source.with_suffix(".back").exists()
 
 
@@ -210,10 +210,10 @@ def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
 def test_a_rank_that_comes_late(jobs: list[Job]) -> None:
     """What is there by then changes nothing in who does what."""
     order = [jobs[1], jobs[0]]  # one frame, which is rank 0's; then several
-    parallel.run(order[:1], OPTIONS)
+    runner.run(order[:1], OPTIONS)
     late = Place(1, 2, 0, 2)
-    parallel.run(order, OPTIONS, here=late, skip={order[0]})
-    parallel.run(order, OPTIONS, here=Place(0, 2, 0, 2), skip={order[0]})
+    runner.run(order, OPTIONS, here=late, skip={order[0]})
+    runner.run(order, OPTIONS, here=Place(0, 2, 0, 2), skip={order[0]})
     check(order)
 
 

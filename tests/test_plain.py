@@ -15,11 +15,13 @@ from conftest import PROSE, TINY, run
 from families import FAMILIES, UNKNOWN, build, save, tokenise, train
 
 import llmzip
-from llmzip import container
-from llmzip.codec import ArchiveWriter, Options
+from llmzip.archive import container
+from llmzip.archive.header import write_header
+from llmzip.archive.options import Options
+from llmzip.archive.writer import ArchiveWriter
+from llmzip.coding.frame import MODEL, Frame
 from llmzip.errors import CorruptArchive, LlmzipError, WrongEnvironment
-from llmzip.header import write_header
-from llmzip.predictor import plain
+from llmzip.inference import plain
 
 CONTENT = PROSE.encode()
 
@@ -37,7 +39,7 @@ def _compressed(folder: Path, **options: object) -> bytes:
 
 def _has_model_frame(archive: bytes) -> bool:
     frame = container.Reader(io.BytesIO(archive)).next_frame()
-    return frame is not None and frame.kind == container.MODEL
+    return frame is not None and frame.kind == MODEL
 
 
 @pytest.fixture(
@@ -77,7 +79,7 @@ def archive(gpt2: Path) -> bytes:
 def test_the_header_records_the_environment(archive: bytes) -> None:
     header = container.Reader(io.BytesIO(archive)).model
     assert header is not None
-    assert header.profile == 4 | 2 << 4
+    assert header.profile == 3 | 1 << 4
     assert json.loads(header.environment) == plain.environment("cpu")
     assert {"torch", "transformers", "processor", "threads", "attention"} <= set(
         json.loads(header.environment)
@@ -116,7 +118,7 @@ def test_force_tries_nevertheless(archive: bytes, gpt2: Path, tmp_path: Path) ->
 def test_a_frame_that_does_not_decode_is_never_written(
     gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmzip.codec import FrameCodec
+    from llmzip.coding.frame_codec import FrameCodec
 
     monkeypatch.setattr(FrameCodec, "decode", lambda self, frame, progress: b"something else")
     with pytest.raises(LlmzipError, match="verification failed"):
@@ -129,7 +131,7 @@ def test_a_malformed_environment(environment: str, archive: bytes, gpt2: Path) -
     assert model is not None
     sink = io.BytesIO()
     writer = container.Writer(sink, write_header(replace(model, environment=environment)))
-    writer.write(container.Frame(container.MODEL, 3, b"....", 1, 1, last=True), b"abc")
+    writer.write(Frame(MODEL, 3, b"....", 1, 1, last=True), b"abc")
     with pytest.raises(CorruptArchive):
         llmzip.decompress(sink.getvalue(), model=str(gpt2))
 

@@ -25,10 +25,10 @@ def test_the_table_is_fresh() -> None:
     assert subprocess.run(command).returncode == 0
 
 
-def test_every_file_of_the_way_exists_and_is_named() -> None:
+def test_every_package_exists_and_is_named() -> None:
     for name in re.findall(r"`(llmzip/[a-z_./]+)`", README):
         assert (ROOT / name).exists()
-    named = README[README.index("## The way of the data") :]
+    named = README[README.index("## The code") :]
     for path in (ROOT / "llmzip").glob("*.py"):
         assert path.name in named or path.name.startswith("__")
 

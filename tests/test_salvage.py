@@ -11,11 +11,15 @@ from conftest import PROSE, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmzip import compress, container
-from llmzip.codec import ArchiveWriter, Options, _stored
+from llmzip import compress
+from llmzip.archive import container
+from llmzip.archive.header import MAGIC, write_header
+from llmzip.archive.options import Options
+from llmzip.archive.salvage import Damage, Piece, recover
+from llmzip.archive.writer import ArchiveWriter
+from llmzip.coding import frame as coded
+from llmzip.coding.stored import store
 from llmzip.errors import LlmzipError, TooLong, WrongModel
-from llmzip.header import MAGIC, write_header
-from llmzip.salvage import Damage, Piece, recover
 
 
 def _archive(contents: list[bytes]) -> tuple[bytes, list[int]]:
@@ -24,9 +28,9 @@ def _archive(contents: list[bytes]) -> tuple[bytes, list[int]]:
     writer = container.Writer(sink, write_header(None))
     starts = [sink.tell()]
     for i, content in enumerate(contents):
-        writer.write(_stored(content, i == len(contents) - 1), content)
+        writer.write(store(content, i == len(contents) - 1), content)
         starts.append(sink.tell())
-    if len(contents) > 1 or len(contents[0]) > container.SMALL:
+    if len(contents) > 1 or len(contents[0]) > coded.SMALL:
         starts[-1] -= container.TRAILER_BYTES
     return sink.getvalue(), starts
 
@@ -87,7 +91,7 @@ def test_every_flipped_byte_costs_its_own_frame_alone(flip: int) -> None:
         came = _check(bytes(damaged), b"".join(SMALL))
         damage = [part for part in _recovered(bytes(damaged)) if isinstance(part, Damage)]
         if not damage:  # LZMA has bits that nothing depends on
-            assert archive[starts[hit]] & 3 == container.LZMA
+            assert archive[starts[hit]] & 3 == coded.LZMA
             assert came == set(ranges)
             continue
         assert came == {r for n, r in enumerate(ranges) if n != hit}, i

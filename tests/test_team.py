@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llmzip.team import Team
+from llmzip.coding.threads import Team
 
 
 @pytest.fixture(autouse=True)

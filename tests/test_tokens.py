@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from llmzip.errors import CorruptArchive, UnsupportedModel
-from llmzip.tokens import Tokens
+from llmzip.tokenizer import Tokens
 
 
 @pytest.mark.parametrize("name", AWKWARD)

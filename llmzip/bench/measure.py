@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import llmzip
 from llmzip.bench import codecs
 from llmzip.errors import LlmzipError
-from llmzip.parallel import Place, device_of, place
+from llmzip.parallel.runner import Place, device_of, place
 
 if TYPE_CHECKING:
-    from llmzip.codec import Options
+    from llmzip.archive.options import Options
 
 
 def find_files(paths: Sequence[Path], exclude: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:

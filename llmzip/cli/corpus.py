@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmzip import container
+from llmzip.archive import container
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive
 from llmzip.output import write, writing
 
 if TYPE_CHECKING:
-    from llmzip.codec import Options
-    from llmzip.parallel import Job
+    from llmzip.archive.options import Options
+    from llmzip.parallel.runner import Job
 
 MANIFEST = "llmzip-manifest.tsv"
 _COLUMNS = "archive\tcontent_bytes\tarchive_bytes\tblake2b"
@@ -40,14 +40,14 @@ def run(
     compressing: bool,
 ) -> int:
     """compress or decompress; the targets are named by `name`."""
-    from llmzip import parallel
+    from llmzip.parallel import runner
 
     if arguments.workers < 1:
         raise UsageError(f"{arguments.workers} workers; at least 1 is needed")
     if arguments.stdout or arguments.output or "-" in arguments.files:
         raise UsageError("work that is shared goes from files to files: no -c, -o, stdin")
-    here = parallel.place()
-    options = replace(options, device=parallel.device_of(here, options.device))
+    here = runner.place()
+    options = replace(options, device=runner.device_of(here, options.device))
     found = list(_jobs(arguments, name, compressing))
     skip = set()
     failed = False
@@ -67,7 +67,7 @@ def run(
             if arguments.verbose:
                 print(f"{job.source} → {job.target}", file=sys.stderr)
 
-        parallel.run(found, options, decode=not compressing, workers=arguments.workers, here=here,
+        runner.run(found, options, decode=not compressing, workers=arguments.workers, here=here,
                      skip=skip, finished=finished, progress=progress)  # fmt: skip
     if here.rank == 0:
         if arguments.out and compressing:
@@ -81,7 +81,7 @@ def _jobs(
     arguments: argparse.Namespace, name: Callable[[Path], Path], compressing: bool
 ) -> Iterator[Job]:
     from llmzip.cli.files import expand, require_regular
-    from llmzip.parallel import Job
+    from llmzip.parallel.runner import Job
 
     deep = arguments.recursive or bool(arguments.out)
     for given in arguments.files:
@@ -111,7 +111,7 @@ def _bar(
 
 def archive(arguments: argparse.Namespace, options: Options) -> int:
     """A folder as one file, its members with an index."""
-    from llmzip import members
+    from llmzip.io import members
 
     if len(arguments.files) != 1 or not os.path.isdir(arguments.files[0]):
         raise UsageError("--archive takes one folder")
@@ -127,9 +127,9 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
 
 
 def extract(arguments: argparse.Namespace) -> int:
-    from llmzip import members
     from llmzip.cli.files import options_of
-    from llmzip.file import LlmzipFile
+    from llmzip.io import members
+    from llmzip.io.file import LlmzipFile
 
     with LlmzipFile(arguments.archive, options=options_of(arguments)) as content:
         if arguments.list:

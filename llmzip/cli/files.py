@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import llmzip
-from llmzip import container
+from llmzip.archive import container
 from llmzip.cli import corpus
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive, LlmzipError
 from llmzip.output import is_descriptor, is_special, writing
 
 if TYPE_CHECKING:
-    from llmzip.codec import Options, Progress
-    from llmzip.salvage import Damage
+    from llmzip.archive.options import Options
+    from llmzip.archive.salvage import Damage
+    from llmzip.coding.frame_codec import Progress
 
 _READ_SIZE = 1 << 20
 _SPOOL_SIZE = 64 << 20  # of a pipe held in memory
@@ -314,7 +315,7 @@ def progress_bar(
 
 
 def _salvage(source: BinaryIO, sink: BinaryIO, options: Options, progress: Progress) -> bool:
-    from llmzip.salvage import Damage, recover
+    from llmzip.archive.salvage import Damage, recover
 
     whole = True
     with seekable(source) as archive:
@@ -374,7 +375,7 @@ def _damaged(
     name: str, archive: BinaryIO, options: Options, error: CorruptArchive, silent: bool
 ) -> dict[str, Any]:
     """Tell everything that an archive has lost."""
-    from llmzip.salvage import Damage, recover
+    from llmzip.archive.salvage import Damage, recover
 
     archive.seek(0)
     damages: list[Damage] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from llmzip import header
+from llmzip.archive import header
 from llmzip.cli.files import options_of, progress_bar, reading_only
 from llmzip.cli.usage import UsageError
 from llmzip.output import writing
@@ -79,7 +79,7 @@ def _coloured(when: str) -> bool:
 
 def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
     """Tokens and their bits: of an archive as it is coded, of a text as it would be."""
-    from llmzip import codec
+    from llmzip.archive import frames
 
     options = options_of(arguments)
     with (
@@ -89,12 +89,12 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
         start = header.read_magic(source.read)
         if start in (header.MAGIC, header.SHORT_MAGIC):
             rest = _Joined(start, source)
-            for pieces, bits in codec.archive_costs(rest, options, progress):  # type: ignore[arg-type]
+            for pieces, bits in frames.archive_costs(rest, options, progress):  # type: ignore[arg-type]
                 yield from zip(pieces, bits.tolist(), strict=True)
         else:
             content = start + source.read(max(0, arguments.limit - len(start)))
             if content:
-                pieces, bits = codec.costs(content, options, progress)
+                pieces, bits = frames.costs(content, options, progress)
                 yield from zip(pieces, bits.tolist(), strict=True)
 
 

@@ -12,7 +12,7 @@ _NAME_WIDTH = 14
 
 
 def show(arguments: argparse.Namespace) -> None:
-    from llmzip import catalogue
+    from llmzip.cli import catalogue
     from llmzip.models import cache
 
     embedded, cached = catalogue.embedded(), catalogue.cached()
@@ -60,7 +60,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def install(arguments: argparse.Namespace) -> None:
-    from llmzip import install
+    from llmzip.cli import install
 
     new = install.install(arguments.name, arguments.source, None if arguments.quiet else _bar)
     if not arguments.quiet:
@@ -69,7 +69,7 @@ def install(arguments: argparse.Namespace) -> None:
 
 
 def remove(arguments: argparse.Namespace) -> None:
-    from llmzip import install
+    from llmzip.cli import install
 
     install.remove(arguments.name)
 

@@ -6,18 +6,19 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llmzip import container
+from llmzip.archive import container
+from llmzip.archive.header import VERSION, Header
 from llmzip.cli.files import Counted, attempt, expand, options_of, reading_only
-from llmzip.header import VERSION, Header
+from llmzip.coding.frame import LZMA, MODEL, RAW, SMALL, ZSTD, Frame
 
 if TYPE_CHECKING:
-    from llmzip.codec import Options
+    from llmzip.archive.options import Options
 
 _KINDS = {
-    container.RAW: "raw",
-    container.ZSTD: "zstd",
-    container.MODEL: "model",
-    container.LZMA: "lzma",
+    RAW: "raw",
+    ZSTD: "zstd",
+    MODEL: "model",
+    LZMA: "lzma",
 }
 _FIRST = 16  # tokens of a frame whose cost is shown by itself: they have little context
 
@@ -123,12 +124,12 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
                 "kind": _KINDS[frame.kind],
                 "content_bytes": frame.content_length,
                 "payload_bytes": len(frame.payload),
-                "tokens": frame.tokens if frame.tokens or frame.kind != container.MODEL else None,
+                "tokens": frame.tokens if frame.tokens or frame.kind != MODEL else None,
                 "streams": frame.streams,
             }
         )
         spent["payloads"] += len(frame.payload)
-        spent["checks"] += container.CHECK_BYTES * (1 + (frame.content_length > container.SMALL))
+        spent["checks"] += container.CHECK_BYTES * (1 + (frame.content_length > SMALL))
         spent["frame fields"] += reader.fields_length
         if decoder is None:
             reader.skip(frame)
@@ -152,7 +153,7 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
 
 def _about(header: Header) -> dict[str, Any] | None:
     from llmzip import models
-    from llmzip.codec import PROFILES
+    from llmzip.archive.resolve import PROFILES
 
     model = header.model
     if model is None:
@@ -176,17 +177,17 @@ class _Costs:
     """Bits that the parts of decoded frames spent."""
 
     def __init__(self, options: Options) -> None:
-        from llmzip.codec import FrameReader
+        from llmzip.archive.frames import FrameReader
 
         self._frames = FrameReader(options, lambda *_: None)
         names = ("model", "first_tokens", "memory", "stored", "coder")
         self.bits = dict.fromkeys(names, 0.0)
 
-    def add(self, frame: container.Frame, header: Header) -> bytes:
+    def add(self, frame: Frame, header: Header) -> bytes:
         """The frame's content."""
         content = self._frames.content(frame, header)
         coded = 8.0 * len(frame.payload)
-        if frame.kind != container.MODEL:
+        if frame.kind != MODEL:
             self.bits["stored"] += coded
             return content
         _, mixed = self._frames.costs(frame, header, content)

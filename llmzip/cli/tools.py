@@ -16,7 +16,7 @@ from llmzip.output import write, writing
 def bench(arguments: argparse.Namespace) -> int:
     from llmzip import bench as benchmark
     from llmzip.bench import report as forms
-    from llmzip.parallel import place
+    from llmzip.parallel.runner import place
 
     if arguments.repeat < 1:
         raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
@@ -51,7 +51,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def pack(arguments: argparse.Namespace) -> None:
     from llmzip import models
-    from llmzip import pack as packing
+    from llmzip.models import packing
 
     path = Path(arguments.weights)
     if not path.is_file():
@@ -66,7 +66,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
 
 def unpack(arguments: argparse.Namespace) -> None:
-    from llmzip import pack as packing
+    from llmzip.models import packing
 
     with (
         arguments.packed.open("rb") as source,

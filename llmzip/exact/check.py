@@ -76,7 +76,6 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
 
 
-_LIBRARY_ROOT = "269dd9bbb1a91403"  # by Intel's MKL on AMD's CPUs
 
 
 def digest(result: Tensor) -> str:
@@ -100,14 +99,4 @@ def require_exact(device: str) -> None:
         raise InexactDevice(
             f"arithmetic on {device!r} deviates from IEEE-754 in: {', '.join(wrong)}; "
             "archives made or read with it would not be portable (see `llmzip doctor`)"
-        )
-
-
-@cache
-def require_library_root(device: str) -> None:
-    """For archives of exact arithmetic version 1. Raises InexactDevice."""
-    if digest(ops.library_root(numbers(1200, 1).abs().to(device))) != _LIBRARY_ROOT:
-        raise InexactDevice(
-            f"the archive is of an early version, whose square roots {device!r} does not compute; "
-            "an AMD CPU with a PyTorch built with MKL reads it"
         )

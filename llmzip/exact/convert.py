@@ -95,16 +95,15 @@ class ExactNorm(Exact):
         epsilon: float,
         *,
         centred: bool,
-        root: ops.Root = ops.root,
     ) -> None:
         super().__init__()
         self._weight, self._bias = weight, bias
-        self._epsilon, self._centred, self._root = epsilon, centred, root
+        self._epsilon, self._centred = epsilon, centred
 
     def forward(self, x: Tensor) -> Tensor:
         if self._centred:
-            return ops.layer_norm(x, self._weight, self._bias, self._epsilon, self._root)
-        return ops.rms_norm(x, self._weight, self._epsilon, self._root)
+            return ops.layer_norm(x, self._weight, self._bias, self._epsilon)
+        return ops.rms_norm(x, self._weight, self._epsilon)
 
 
 class ExactActivation(Exact):
@@ -371,7 +370,6 @@ class ExactTransformer:
         *,
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
-        root: ops.Root = ops.root,
         rotated: bool = False,
         int8: bool | None = None,
         device: str = "cpu",
@@ -385,7 +383,7 @@ class ExactTransformer:
         self._rotated = rotated
         self.network = build_network(parsed, floating(config, tensors), ATTENTION)
         exactify(
-            self.network, levels=levels, root=root, rotated=rotated, int8=int8, device=self.device
+            self.network, levels=levels, rotated=rotated, int8=int8, device=self.device
         )
         self._rotary = [m for m in self.network.modules() if isinstance(m, ExactRotary)]
         prefix = self.network.base_model_prefix
@@ -463,7 +461,6 @@ def exactify(
     network: PreTrainedModel,
     *,
     levels: float,
-    root: ops.Root = ops.root,
     rotated: bool = False,
     int8: bool | None = None,
     device: torch.device | str = "cpu",
@@ -474,7 +471,7 @@ def exactify(
 
     def convert(parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
-            exact = _exact_form(child, network.config, levels, root, rotated, int8, device)
+            exact = _exact_form(child, network.config, levels, rotated, int8, device)
             if exact is None:
                 convert(child)
             else:
@@ -492,7 +489,6 @@ def _exact_form(
     module: nn.Module,
     config: PreTrainedConfig,
     levels: float,
-    root: ops.Root,
     rotated: bool,
     int8: bool | None,
     device: torch.device,
@@ -514,7 +510,7 @@ def _exact_form(
     if "rotary" in kind:
         return _exact_rotary(module, config)
     if "norm" in kind:
-        return _exact_norm(module, root, device)
+        return _exact_norm(module, device)
     if not list(module.parameters()) and not list(module.buffers()) and "dropout" not in kind:
         return _exact_activation(module)
     return None
@@ -535,7 +531,7 @@ def _probe(*shape: int) -> Tensor:
     return values.float().view(shape) / 500 * rows.view(-1, *[1] * (len(shape) - 1))
 
 
-def _exact_norm(module: nn.Module, root: ops.Root, device: torch.device) -> Exact | None:
+def _exact_norm(module: nn.Module, device: torch.device) -> Exact | None:
     """LayerNorm or RMSNorm, its weight as it is or with 1 added: whichever the module computes."""
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     shape = getattr(module, "normalized_shape", None) if weight is None else weight.shape
@@ -558,7 +554,7 @@ def _exact_norm(module: nn.Module, root: ops.Root, device: torch.device) -> Exac
             exact = ExactNorm(w, shift, epsilon, centred=centred)
             if (centred or shift is None) and _close(exact(x), expected):
                 moved = None if shift is None else shift.to(device)
-                return ExactNorm(w.to(device), moved, epsilon, centred=centred, root=root)
+                return ExactNorm(w.to(device), moved, epsilon, centred=centred)
     return None
 
 

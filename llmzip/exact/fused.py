@@ -180,7 +180,6 @@ def fits(model: ExactLlama) -> bool:
     linears = [getattr(layer, kind) for layer in model.layers for kind in _LINEARS]
     return (
         model.device.type == "cpu"
-        and model.root is ops.root
         and model.key_levels == ops.KEY_LEVELS
         and all(x.levels == ops.A8_LEVELS and x.bias is None for x in [*linears, model.head])
         and model.architecture.head_dim <= 1024

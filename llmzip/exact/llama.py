@@ -148,14 +148,13 @@ class ExactLlama:
         *,
         levels: float = ops.A16_LEVELS,
         key_levels: float = ops.WIDE_KEY_LEVELS,
-        root: ops.Root = ops.root,
         rotated: bool = False,
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
         """`rotated`: inputs of linear layers, queries and keys go through Hadamard transforms
         (`hadamard`), floating-point weights are made for that, and int8 ones are so already."""
-        self.root, self.rotated = root, rotated
+        self.rotated = rotated
         self.architecture = a = architecture
         self.outline = a.outline()
         self.key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
@@ -306,7 +305,7 @@ class ExactLlama:
         block = self.key_block
         scaling = a.head_dim**-0.5 / block  # as products of transformed rows are `block` times
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon, self.root))
+            h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
             q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
             q, k = (hadamard.transform(ops.rotate(part, cos, sin), block) for part in (q, k))
@@ -316,10 +315,10 @@ class ExactLlama:
                 *query, k, k_scale, v, v_scale, a.window, scaling, hidden=layer_cache.hidden
             )
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
-            h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon, self.root))
+            h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))
             gate, up = torch.split(h, a.intermediate_size, dim=-1)
             x = x.add_(layer.down(ops.silu(gate).mul_(up)))
-        return ops.rms_norm(x, self.norm_weight, a.epsilon, self.root)
+        return ops.rms_norm(x, self.norm_weight, a.epsilon)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

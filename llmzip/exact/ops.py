@@ -10,7 +10,6 @@ Every tensor is float32 unless said otherwise; `rows` stands for any leading dim
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -28,8 +27,6 @@ A8_LEVELS = 127.0  # activations in one limb
 A16_LEVELS = 127.0 * 128  # activations in two limbs, hi·128 + lo, |hi| ≤ 127, |lo| ≤ 64
 KEY_LEVELS = 127.0  # queries, keys and values, held in float32,
 WIDE_KEY_LEVELS = 127.0 * 128  # or held in float64
-
-Root = Callable[[Tensor], Tensor]
 
 _FLOAT_SLICE = 1040  # 1040 · 127 · 127 < 2^24: longer sums leave float32's exact integers
 _WEIGHTS = 1 << 22  # that are held in float32 while they are quantised
@@ -175,12 +172,7 @@ def root(x: Tensor) -> Tensor:
     return x.double().sqrt_().float()
 
 
-def library_root(x: Tensor) -> Tensor:
-    """√x as version 1 took it, from the library: right on some machines, on others not."""
-    return torch.sqrt(x)
-
-
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float, root: Root = root) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x²) + ε) · weight, the squares summed on a grid of the row's maximum."""
     maximum = row_maximum(x)
     squares = torch.mul(x, _NORM_LEVELS / maximum).round_().square_()
@@ -192,7 +184,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, root: Root = root) -> Te
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, root: Root = root
+    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> Tensor:
     """(x - mean) / sqrt(variance + ε) · weight + bias; the mean is taken on a grid, too."""
     maximum = row_maximum(x)
@@ -200,7 +192,7 @@ def layer_norm(
     # float32 integers up to 2^23, added in float64: every partial sum is exact
     total = grid.sum(-1, keepdim=True, dtype=torch.float64)
     mean = (total * (1 / x.shape[-1])).float() * (maximum * (1 / _MEAN_LEVELS))
-    y = rms_norm(x - mean, weight, epsilon, root)
+    y = rms_norm(x - mean, weight, epsilon)
     return y if bias is None else y.add_(bias)
 
 

@@ -251,14 +251,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
     if path.name != PACKED:
         return dict(load_file(path))
-    from llmzip import pack
+
+    from llmzip.models import packing
 
     content = io.BytesIO()
     with path.open("rb") as source:
-        if pack.content_length(source) > _MOST_EXPANSION * path.stat().st_size:
+        if packing.content_length(source) > _MOST_EXPANSION * path.stat().st_size:
             raise UnsupportedModel("packed weights would grow a thousandfold")
         source.seek(0)
-        pack.unpack(source, content)
+        packing.unpack(source, content)
     return dict(load(content.getvalue()))
 
 
@@ -317,8 +318,8 @@ def save_int8(
 
     `rotated`: the matrices are made for transformed inputs (`exact.prepare`), for a model that was
     not trained with 8-bit activations in mind; int8 is made floats before. `context` replaces the
-    config's max_position_embeddings. `packed`: weights by `llmzip.pack`, the tokenizer in its
-    compact form if it has one.
+    config's max_position_embeddings. `packed`: weights by `packing`, the tokenizer in its compact
+    form if it has one.
     """
     files = load(source)
     config = {key: value for key, value in files.config.items() if key not in VOLATILE}
@@ -359,8 +360,7 @@ def save(
     if not packed:
         output.write(target / "model.safetensors", weights)
         return
-    from llmzip import pack
-
+    from llmzip.models import packing
 
     with output.writing(target / PACKED, overwrite=True) as sink:
-        pack.pack(io.BytesIO(weights), sink)
+        packing.pack(io.BytesIO(weights), sink)

@@ -19,7 +19,7 @@ from llmzip.errors import LlmzipError
 from llmzip.exact.llama import ROTATED, Architecture
 from llmzip.exact.prepare import floating
 from llmzip.models.store import save_int8
-from llmzip.tokens import Tokens
+from llmzip.tokenizer import Tokens
 from llmzip.train import evaluate, loop, run
 from llmzip.train.config import Config
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmzip import models, predictor
-from llmzip.tokens import Tokens
+from llmzip import inference, models
+from llmzip.tokenizer import Tokens
 
 _STREAM = 4096  # tokens a stream, BOS included
 _STREAMS = 8  # at a time
@@ -60,8 +60,8 @@ def _float_bits(folder: Path, bos: int, ids: Tensor) -> float:
 
 
 def _exact_bits(files: models.ModelFiles, ids: Tensor) -> float:
-    context = predictor.default_context(files)
-    exact = predictor.build(files, activations="a8", context=context)
+    context = inference.default_context(files)
+    exact = inference.build(files, activations="a8", context=context)
     total = 0.0
     for part in torch.split(ids, _STREAMS):
         step = 0

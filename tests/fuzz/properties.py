@@ -11,11 +11,13 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from llmzip import codec, container
-from llmzip.codec import ArchiveReader, FrameCodec
+from llmzip.archive import container, resolve
+from llmzip.archive.reader import ArchiveReader
+from llmzip.coding.frame import Frame
+from llmzip.coding.frame_codec import FrameCodec
 from llmzip.errors import CorruptArchive, LlmzipError
-from llmzip.file import LlmzipFile
-from llmzip.incremental import Decompressor
+from llmzip.io.file import LlmzipFile
+from llmzip.io.incremental import Decompressor
 
 STEPS = 64  # of a model frame, at most: more of them are slow, and nothing else
 
@@ -35,7 +37,7 @@ class _Agrees(bytes):
 class Short(FrameCodec):
     """Refuses frames of many steps."""
 
-    def decode(self, frame: container.Frame, progress: Any) -> bytes:
+    def decode(self, frame: Frame, progress: Any) -> bytes:
         if frame.tokens > STEPS * frame.streams:
             raise CorruptArchive("too long for the fuzzer")
         return super().decode(frame, progress)
@@ -45,14 +47,14 @@ class Short(FrameCodec):
 def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
     """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
     verified, so that what is damaged reaches the decoders."""
-    for_reading, check = codec._for_reading, container.check
-    codec._for_reading = lambda *_: frames
+    for_reading, check = resolve.for_reading, container.check
+    resolve.for_reading = lambda *_: frames
     if not checks:
         container.check = lambda *_: _Agrees()
     try:
         yield
     finally:
-        codec._for_reading, container.check = for_reading, check
+        resolve.for_reading, container.check = for_reading, check
 
 
 def whole(data: bytes) -> bytes | None:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from llmzip.errors import CorruptArchive, PaddingWarning, TruncatedArchive, UnsupportedArchive
-from llmzip.header import (
+from llmzip.archive.header import (
     MAGIC,
     SHORT_MAGIC,
     Header,
@@ -21,13 +20,11 @@ from llmzip.header import (
     read_header,
     read_magic,
 )
+from llmzip.coding.frame import FRAME_LIMIT, MODEL, RAW, SMALL, Frame
+from llmzip.errors import CorruptArchive, PaddingWarning, TruncatedArchive, UnsupportedArchive
 
 SUFFIX = ".llmz"
 
-RAW, ZSTD, MODEL, LZMA = 0, 1, 2, 3  # Frame_Kind
-
-FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
-SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
 HASH_BYTES = 16
 TRAILER_BYTES = 8 + HASH_BYTES
 CHECK_BYTES = 4
@@ -35,18 +32,6 @@ MODEL_FIELDS = 12  # bytes that a model frame needs beyond those of a stored one
 
 _KIND_MASK, _LAST_FRAME = 3, 0x80
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A run of content that decodes on its own."""
-
-    kind: int
-    content_length: int
-    payload: bytes
-    tokens: int = 0  # of MODEL frames only; 0 in short archives, where the content's length tells
-    streams: int = 0
-    last: bool = False
 
 
 def varint(value: int) -> bytes:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.memory.recall import CANDIDATES, MATCH, SOURCES, STATES
-from llmzip.memory.tables import LOG2, LOGIT_LIMIT, SHARES, SQUASH, STRETCH
+from llmzip.mixing.recall import CANDIDATES, MATCH, SOURCES, STATES
+from llmzip.mixing.tables import LOG2, LOGIT_LIMIT, SHARES, SQUASH, STRETCH
 
 PRIOR = Path(__file__).with_name("prior.json")
 

@@ -24,8 +24,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmzip import container
-from llmzip.codec import ArchiveReader, ArchiveWriter, FrameWriter, Options
+from llmzip.archive import container
+from llmzip.archive.frames import FrameWriter
+from llmzip.archive.options import Options
+from llmzip.archive.reader import ArchiveReader
+from llmzip.archive.writer import ArchiveWriter
+from llmzip.coding.frame import Frame
 from llmzip.errors import LlmzipError
 from llmzip.output import write, writing
 
@@ -213,7 +217,7 @@ def _assemble(job: Job, tasks: Sequence[Task], options: Options, decode: bool, f
             writer = ArchiveWriter(sink, options)
             for task in tasks:
                 about, payload = _found(task, options, decode)
-                writer.append(container.Frame(payload=payload, **about), _content(task))
+                writer.append(Frame(payload=payload, **about), _content(task))
     shutil.rmtree(job.spool, ignore_errors=True)
 
 

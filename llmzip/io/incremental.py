@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 from typing import BinaryIO, cast
 
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options, bytes_like
+from llmzip.archive.options import Options, bytes_like
+from llmzip.archive.reader import ArchiveReader
+from llmzip.archive.writer import ArchiveWriter
 
 
 class Compressor:

@@ -4,8 +4,8 @@
 one environment.
 """
 
-from llmzip.predictor.base import Context, Predictor, Run, TablePredictor
-from llmzip.predictor.exact import (
+from llmzip.inference.base import Context, Predictor, Run, TablePredictor
+from llmzip.inference.predictor import (
     ARITHMETIC,
     DEFAULT_ACTIVATIONS,
     ExactPredictor,

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from llmzip import container
-from llmzip.codec import FrameReader, Options, Progress
+from llmzip.archive import container
+from llmzip.archive.frames import FrameReader
+from llmzip.archive.header import Header
+from llmzip.archive.options import Options
+from llmzip.archive.sections import split
+from llmzip.coding.frame import FRAME_LIMIT, MODEL, SMALL, Frame
+from llmzip.coding.frame_codec import Progress
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive
-from llmzip.header import Header
-from llmzip.sections import split
 
 _FIELDS_LIMIT = 1 + 4 * 5  # bytes of a frame's fields, at most
 _HOPS = 4  # frames that follow each other by their lengths: not by chance
@@ -137,7 +140,7 @@ def _recover_one(section: _Section, reader: FrameReader) -> Iterator[Piece | Dam
         span = survey.span(at)
         why, ends = _NO_HEADER if at + _FIELDS_LIMIT <= survey.size else _TOO_EARLY, False
         if span is not None:
-            if span.frame.kind == container.MODEL:
+            if span.frame.kind == MODEL:
                 reader.prepare(survey.header)  # what this raises is no damage
             guesses = [offset]
             if lost:
@@ -193,14 +196,14 @@ def _usual(lengths: Counter[int]) -> int:
 class _Span:
     """A frame as its fields describe it; `end` may lie beyond the archive's."""
 
-    frame: container.Frame  # without payload
+    frame: Frame  # without payload
     fields: bytes
     at: int  # where the payload begins
     payload_length: int
 
     @property
     def large(self) -> bool:
-        return self.frame.content_length > container.SMALL
+        return self.frame.content_length > SMALL
 
     @property
     def payload_end(self) -> int:
@@ -370,7 +373,7 @@ class _Survey:
     def total_beyond(self, offset: int, frames: int) -> int | None:
         """The same, if it is a likely one for so many lost frames from `offset` on."""
         total = self._total()
-        return total if 0 < total - offset <= frames * container.FRAME_LIMIT else None
+        return total if 0 < total - offset <= frames * FRAME_LIMIT else None
 
     def flaw_after(self, span: _Span, length: int, frames: int, digest: bytes | None) -> str | None:
         """What is wrong with the archive's end; `digest` is None where content is missing."""

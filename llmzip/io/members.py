@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from llmzip.codec import Options
+from llmzip.archive.options import Options
 from llmzip.errors import CorruptArchive, LlmzipError
-from llmzip.file import LlmzipFile
+from llmzip.io.file import LlmzipFile
 from llmzip.output import is_special, writing
 
 INDEX = ".llmzip-index.json"

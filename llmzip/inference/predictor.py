@@ -13,8 +13,8 @@ from llmzip.errors import UnsupportedModel
 from llmzip.exact import Outline, check, fused, ops
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import FAMILY, ROTATED, Architecture, ExactLlama
+from llmzip.inference.base import Context, context_for, require_memory
 from llmzip.models import ModelFiles
-from llmzip.predictor.base import Context, context_for, require_memory
 
 if TYPE_CHECKING:
     from llmzip.exact.convert import ExactTransformer
@@ -26,14 +26,10 @@ _WORTH_CORES_WHOLE = 4  # or rows, where a step is one call
 
 DEFAULT_ACTIVATIONS = "a8"
 
-# levels of activations, and of queries, keys and values; square roots
+# levels of activations, and of queries, keys and values
 ARITHMETIC = {
-    "a8": (ops.A8_LEVELS, ops.KEY_LEVELS, ops.root),
-    "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS, ops.root),
-    # to read profiles 1 to 3
-    "old a8": (ops.A8_LEVELS, ops.KEY_LEVELS, ops.library_root),
-    "old a16k8": (ops.A16_LEVELS, ops.KEY_LEVELS, ops.library_root),
-    "old a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS, ops.library_root),
+    "a8": (ops.A8_LEVELS, ops.KEY_LEVELS),
+    "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS),
 }
 
 
@@ -76,15 +72,12 @@ def build(
     files: ModelFiles, *, activations: str, context: Context, device: str = "cpu"
 ) -> ExactPredictor:
     """Raises UnsupportedModel if the model has no exact form or cannot fill the window."""
-    levels, key_levels, root = ARITHMETIC[activations]
+    levels, key_levels = ARITHMETIC[activations]
     check.require_exact(device)
-    if root is ops.library_root:
-        check.require_library_root(device)
     # integers that the device multiplies as floats take their place
     size = 1 if ops.int8_pays(torch.device(device).type) else 4
     # weights that come in int8 stay as they are
     rotated = not files.quantised or bool(files.config.get(ROTATED))
-    rotated &= root is not ops.library_root
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
     form: ExactLlama | FusedLlama | ExactTransformer
@@ -97,7 +90,6 @@ def build(
             files.tensors,
             levels=levels,
             key_levels=key_levels,
-            root=root,
             rotated=rotated,
             device=device,
         )
@@ -111,7 +103,6 @@ def build(
             files.tensors,
             levels=levels,
             key_levels=key_levels,
-            root=root,
             rotated=rotated,
             device=device,
         )

@@ -9,9 +9,10 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO
 
-from llmzip import container
+from llmzip.archive import container
+from llmzip.archive.header import MAGIC, SHORT_MAGIC, read_header, read_magic
+from llmzip.coding.frame import SMALL
 from llmzip.errors import LlmzipError, TruncatedArchive
-from llmzip.header import MAGIC, SHORT_MAGIC, read_header, read_magic
 
 _CHUNK = 1 << 20
 _MOST_HOPS = 1 << 18  # over frames in search of the next archive: a few seconds
@@ -66,7 +67,7 @@ class _Splitter:
                     frame, payload_length, _ = container.read_short_fields(take)
                 else:
                     frame, payload_length, _ = container.read_fields(take, header.model is not None)
-                checks = container.CHECK_BYTES * (1 + (frame.content_length > container.SMALL))
+                checks = container.CHECK_BYTES * (1 + (frame.content_length > SMALL))
                 end = self._source.seek(payload_length + checks, io.SEEK_CUR)
                 if end > self._size:
                     return None

@@ -19,8 +19,8 @@ from torch import Tensor
 from llmzip.errors import InexactDevice, UnsupportedModel
 from llmzip.exact import Outline, convert
 from llmzip.exact.prepare import floating
+from llmzip.inference.base import Context, context_for, require_memory
 from llmzip.models import ModelFiles
-from llmzip.predictor.base import Context, context_for, require_memory
 
 _ATTENTION = "eager"  # the one that every architecture has
 # transformers computes some layers by these where they are installed

@@ -1,7 +1,7 @@
 """Files at fsspec URLs → archives, or back, as tasks of Dask: one a frame, wherever workers are.
 
-    import dask, llmzip.dask
-    tasks = llmzip.dask.compress(["s3://bucket/a.txt", "s3://bucket/b.txt"], "s3://bucket/llmz")
+    import dask, llmzip.parallel.dask
+    tasks = llmzip.parallel.dask.compress(["s3://bucket/a.txt", "s3://bucket/b.txt"], "s3://bucket/llmz")
     sizes = dask.compute(*tasks)
 
 The archives are those that a single process would write. A frame's content is read where it is
@@ -18,8 +18,12 @@ from typing import Any
 import fsspec
 from dask.delayed import delayed
 
-from llmzip import container
-from llmzip.codec import ArchiveReader, ArchiveWriter, FrameWriter, Options
+from llmzip.archive import container
+from llmzip.archive.frames import FrameWriter
+from llmzip.archive.options import Options
+from llmzip.archive.reader import ArchiveReader
+from llmzip.archive.writer import ArchiveWriter
+from llmzip.coding.frame import Frame
 
 
 def compress(urls: Sequence[str], folder: str, options: Options | None = None) -> list[Any]:
@@ -72,11 +76,11 @@ def _writer(options: Options) -> FrameWriter:
 
 def _frame(
     url: str, start: int, length: int, first: bool, last: bool, options: Options
-) -> container.Frame:
+) -> Frame:
     return _writer(options).frame(_read(url, start, length), first=first, last=last)
 
 
-def _archive(url: str, target: str, frames: list[container.Frame], options: Options) -> int:
+def _archive(url: str, target: str, frames: list[Frame], options: Options) -> int:
     with fsspec.open(url, "rb") as source, fsspec.open(target, "wb") as sink:
         writer = ArchiveWriter(sink, options)
         for frame in frames:

@@ -2,20 +2,18 @@
 
 `recall`: ids → candidates and evidence. `mix`: candidates' weights in the language model →
 weights, by what the evidence was worth so far. `place`: those weights into rows and columns.
-`tables`: logarithms. `recall1` is for archives of memory version 1 alone. Knows nothing of logits,
-and of who asks: encoder or decoder.
+`tables`: logarithms. Knows nothing of logits, and of who asks: encoder or decoder.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmzip.memory import recall1
-from llmzip.memory.mix import PRIOR, Mixer, blank, prior
-from llmzip.memory.place import place_in_columns, place_in_rows
-from llmzip.memory.recall import CANDIDATES, MATCH, SOURCES, Recall, Recaller, kinds
+from llmzip.mixing.mix import Mixer, blank, prior
+from llmzip.mixing.place import place_in_columns, place_in_rows
+from llmzip.mixing.recall import CANDIDATES, MATCH, SOURCES, Recall, kinds
 
-VERSION = 2  # stands in the header's profile
+VERSION = 1  # stands in the header's profile
 
 __all__ = [
     "CANDIDATES",
@@ -24,7 +22,6 @@ __all__ = [
     "VERSION",
     "Mixer",
     "Recall",
-    "Recaller",
     "begin",
     "blank",
     "kinds",
@@ -34,9 +31,6 @@ __all__ = [
 ]
 
 
-def begin(version: int, streams: int, steps: int, kinds: np.ndarray) -> tuple[Recaller, Mixer]:
+def begin(streams: int, steps: int, kinds: np.ndarray) -> tuple[Recall, Mixer]:
     """The memory of a frame of S streams of at most T ids, whose `kinds` are uint8 [V]."""
-    if version == 1:
-        state = prior(PRIOR.with_name("prior1.json"))
-        return recall1.Recall(streams, steps), Mixer(streams, state, recall1.CANDIDATES)
     return Recall(streams, steps, kinds), Mixer(streams, prior())

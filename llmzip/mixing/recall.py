@@ -9,8 +9,6 @@ remember the same.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 
 from llmzip.compiled import compiled
@@ -73,35 +71,10 @@ def kinds(spellings: list[bytes | None]) -> np.ndarray:
     return found
 
 
-class Recaller(ABC):
+class Recall:
     """What S streams of at most T ids have seen; they advance in lockstep."""
 
-    candidates: int  # K, at most as many a step and stream
-    sources: int
-
-    @abstractmethod
-    def recall(self, candidates: np.ndarray, evidence: np.ndarray) -> None:
-        """Fill in candidates int32 [S, K], -1 for none, and evidence uint8 [S, K, sources]."""
-
-    @abstractmethod
-    def observe(self, ids: np.ndarray) -> None:
-        """The ids int32 [n] that came, of the first n streams; n < S in the last step alone."""
-
-    def recall_all(self, table: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """All ids int32 [T, S] at once → candidates [T, S, K] and evidence [T, S, K, sources]."""
-        steps, streams = table.shape
-        candidates = np.full((steps, streams, self.candidates), -1, dtype=np.int32)
-        evidence = np.zeros((steps, streams, self.candidates, self.sources), dtype=np.uint8)
-        for step in range(steps):
-            self.recall(candidates[step], evidence[step])
-            self.observe(table[step, : last if step == steps - 1 else streams])
-        return candidates, evidence
-
-
-class Recall(Recaller):
-    """Of memory version 2."""
-
-    candidates, sources = CANDIDATES, SOURCES
+    candidates, sources = CANDIDATES, SOURCES  # K candidates, at most as many a step and stream
 
     def __init__(self, streams: int, steps: int, kinds: np.ndarray) -> None:
         """`kinds` uint8 [V], see `kinds`."""
@@ -124,13 +97,25 @@ class Recall(Recaller):
         self._bits = bits
 
     def recall(self, candidates: np.ndarray, evidence: np.ndarray) -> None:
+        """Fill in candidates int32 [S, K], -1 for none, and evidence uint8 [S, K, sources]."""
         _recall(
             self._history, self._step, self._bits, self._ids, self._counts, self._checks,
             self._places, self._slots, self._slot_checks, self._match, self._shapes, self._where,
             self._lines, candidates, evidence,
         )  # fmt: skip
 
+    def recall_all(self, table: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """All ids int32 [T, S] at once → candidates [T, S, K] and evidence [T, S, K, sources]."""
+        steps, streams = table.shape
+        candidates = np.full((steps, streams, self.candidates), -1, dtype=np.int32)
+        evidence = np.zeros((steps, streams, self.candidates, self.sources), dtype=np.uint8)
+        for step in range(steps):
+            self.recall(candidates[step], evidence[step])
+            self.observe(table[step, : last if step == steps - 1 else streams])
+        return candidates, evidence
+
     def observe(self, ids: np.ndarray) -> None:
+        """The ids int32 [n] that came, of the first n streams; n < S in the last step alone."""
         _observe(
             self._history, self._step, self._ids, self._counts, self._checks, self._places,
             self._slots, self._slot_checks, self._match, self._shapes, self._where, self._lines,

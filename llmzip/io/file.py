@@ -11,7 +11,9 @@ import os
 import sys
 from typing import Any, BinaryIO, Literal, cast, overload
 
-from llmzip.codec import ArchiveReader, ArchiveWriter, Options, bytes_like
+from llmzip.archive.options import Options, bytes_like
+from llmzip.archive.reader import ArchiveReader
+from llmzip.archive.writer import ArchiveWriter
 
 _Text = Literal["rt", "wt", "xt", "at", "tr", "tw", "tx", "ta"]
 _Binary = Literal["r", "w", "x", "a", "rb", "wb", "xb", "ab", "br", "bw", "bx", "ba"]

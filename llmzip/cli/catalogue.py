@@ -93,7 +93,7 @@ def cached() -> list[dict[str, Any]]:
 
 def _obstacle(folder: Path) -> str | None:
     """Why a folder's model has no exact form, as far as its config says; None if it may have."""
-    from llmzip.predictor import default_context
+    from llmzip.inference import default_context
 
     try:
         default_context(models.glance(folder))

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import zstandard
 
-from llmzip.coder import Decoder, Encoder
 from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive, UnsupportedModel
+from llmzip.range_coder import Decoder, Encoder
 
 MAGIC = b"LLMW"
 VERSION = 1

@@ -1,0 +1,51 @@
+"""Content as it comes → an archive, a frame at a time.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from llmzip.archive import container
+from llmzip.archive.frames import FrameWriter
+from llmzip.archive.options import Options, bytes_like
+from llmzip.coding.frame import Frame
+from llmzip.coding.frame_codec import Progress
+
+
+class ArchiveWriter:
+    """Compresses what is written to it, a frame at a time; `finish` completes the archive."""
+
+    def __init__(
+        self, sink: BinaryIO, options: Options | None = None, progress: Progress | None = None
+    ) -> None:
+        self._sink, self._options = sink, options or Options()
+        self._frames = FrameWriter(self._options, progress)
+        self._buffer = bytearray()
+        self._writer: container.Writer | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take `data` in; frames that are complete go to the sink. Returns its length in bytes.
+        Raises TypeError for what is not bytes-like."""
+        with bytes_like(data, "write") as view:
+            self._buffer += view
+            length = view.nbytes
+        size = self._options.frame_size
+        while len(self._buffer) > size:  # the last frame must be known as such, so keep one
+            self._write_frame(bytes(self._buffer[:size]), last=False)
+            del self._buffer[:size]
+        return length
+
+    def finish(self) -> None:
+        """Write the last frame."""
+        self._write_frame(bytes(self._buffer), last=True)
+        self._buffer.clear()
+
+    def _write_frame(self, content: bytes, last: bool) -> None:
+        first = self._writer is None
+        self.append(self._frames.frame(content, first=first, last=last), content)
+
+    def append(self, frame: Frame, content: bytes) -> None:
+        """Write a frame that a FrameWriter of the same options made of `content`."""
+        if self._writer is None:
+            self._writer = container.Writer(self._sink, self._frames.header(frame))
+        self._writer.write(frame, content)

@@ -1,0 +1,1 @@
+"""Content ↔ frames: tokens as symbols, streams that step together, stored frames."""

@@ -1,0 +1,29 @@
+"""Ids of a frame ↔ streams that step together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def deal(ids: np.ndarray, streams: int) -> tuple[np.ndarray, int]:
+    """Cut ids [n] into S consecutive streams → (int32 [steps, S], streams of the last step).
+
+    The first streams are one token longer than the others, which are padded with id 0.
+    """
+    steps = -(-len(ids) // streams)
+    last = len(ids) - (steps - 1) * streams
+    lengths = np.full(streams, steps - 1)
+    lengths[:last] += 1
+    table = np.zeros((streams, steps), dtype=np.int32)
+    table[np.arange(steps) < lengths[:, None]] = ids
+    return np.ascontiguousarray(table.T), last
+
+
+def gather(table: np.ndarray, last: int) -> np.ndarray:
+    """The inverse of `deal`."""
+    steps, streams = table.shape
+    lengths = np.full(streams, steps - 1)
+    lengths[:last] += 1
+    ids: np.ndarray = table.T[np.arange(steps) < lengths[:, None]]
+    return ids

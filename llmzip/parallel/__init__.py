@@ -1,0 +1,1 @@
+"""Frames of many files, shared by processes, ranks and Dask."""
