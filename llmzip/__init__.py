@@ -8,8 +8,8 @@ b'It was the best of times, it was the worst of times.'
 
 from __future__ import annotations
 
-import io
 from importlib import import_module
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from llmzip.errors import (
@@ -97,7 +97,7 @@ def compress(
     from llmzip.archive.writer import ArchiveWriter
 
     view = bytes_like(data, "compress")
-    sink = io.BytesIO()
+    sink = BytesIO()
     writer = ArchiveWriter(
         sink,
         Options(
@@ -134,7 +134,7 @@ def decompress(
     from llmzip.archive.options import Options, bytes_like
     from llmzip.archive.reader import ArchiveReader
 
-    source = io.BytesIO(bytes_like(data, "decompress"))
+    source = BytesIO(bytes_like(data, "decompress"))
     options = Options(
         model=model,
         device=device,

@@ -97,9 +97,7 @@ def main() -> None:
 
     files, window = models.load(arguments.checkpoint), arguments.window
     config = convert.read_config(files.config)
-    reference: Any = convert.build_network(
-        config, floating(files.config, files.tensors), "sdpa"
-    )
+    reference: Any = convert.build_network(config, floating(files.config, files.tensors), "sdpa")
     reference = reference.float()
     texts = {p.name: windows(files, p, arguments.bytes, window) for p in arguments.texts}
     runs = [

@@ -87,8 +87,9 @@ def test_seeking_decodes_one_frame_of_one_archive(
     monkeypatch.setattr(
         frames.FrameReader,
         "content",
-        lambda self, frame, *rest: decoded.append(frame.content_length)
-        or content(self, frame, *rest),
+        lambda self, frame, *rest: (
+            decoded.append(frame.content_length) or content(self, frame, *rest)
+        ),
     )
     with llmzip.open(path) as file:
         file.seek(len(ONE + TWO) + 200)

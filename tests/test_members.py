@@ -15,8 +15,8 @@ from conftest import PROSE, TINY, run
 
 import llmzip
 from llmzip.archive import container
-from llmzip.io import members
 from llmzip.archive import frames as frame_module
+from llmzip.io import members
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=2000)
 MODEL = ("--model", TINY)

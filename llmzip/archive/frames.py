@@ -1,5 +1,4 @@
-"""Contents ↔ frames, by options or by an archive's header; and what a frame's parts cost.
-"""
+"""Contents ↔ frames, by options or by an archive's header; and what a frame's parts cost."""
 
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ _SAMPLE = 1024  # bytes a snippet,
 _SNIPPETS = 16  # by which a large frame is tried
 _DENSE = 3.0  # bits a byte where it is stored: of what is smaller, the memory may make more
 _HOPELESS = 1.5  # times the stored size: the whole frame would not do better
+
 
 class FrameWriter:
     """Contents → frames, whose bytes depend on content and options alone; the model is loaded for
@@ -112,9 +112,7 @@ class FrameReader:
             self._header = header
         return self._codec
 
-    def content(
-        self, frame: Frame, header: Header, offset: int | None = None
-    ) -> bytes:
+    def content(self, frame: Frame, header: Header, offset: int | None = None) -> bytes:
         """The content of a frame of an archive that begins with `header`.
 
         Raises CorruptArchive where it shows, and TooLong before what ends more than max_length

@@ -1,5 +1,4 @@
-"""How to compress and decompress: what callers may choose, checked.
-"""
+"""How to compress and decompress: what callers may choose, checked."""
 
 from __future__ import annotations
 

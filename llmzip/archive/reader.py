@@ -1,5 +1,4 @@
-"""An archive, or several that follow each other → verified content, a frame at a time.
-"""
+"""An archive, or several that follow each other → verified content, a frame at a time."""
 
 from __future__ import annotations
 

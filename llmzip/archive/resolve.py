@@ -1,5 +1,4 @@
-"""Options or an archive's header → the model and the codec of its frames.
-"""
+"""Options or an archive's header → the model and the codec of its frames."""
 
 from __future__ import annotations
 
@@ -26,6 +25,7 @@ PROFILES = {1: "a8", 2: "a16", 3: "plain"}
 _MEMORIES = (0, 1)  # high half: version of the memory, 0 for none
 
 ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for short messages
+
 
 def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | None]:
     """What the header says of the model, the codec, and the header of a short archive where such

@@ -1,5 +1,4 @@
-"""Content as it comes → an archive, a frame at a time.
-"""
+"""Content as it comes → an archive, a frame at a time."""
 
 from __future__ import annotations
 

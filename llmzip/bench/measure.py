@@ -132,9 +132,7 @@ def _given(options: Options) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in fields(options)}
 
 
-def _round_trip(
-    codec: str, content: bytes, options: dict[str, Any], repeat: int
-) -> dict[str, Any]:
+def _round_trip(codec: str, content: bytes, options: dict[str, Any], repeat: int) -> dict[str, Any]:
     """Encoded by one process, decoded by another that has never seen the file."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

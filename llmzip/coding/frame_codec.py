@@ -29,6 +29,7 @@ MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and 
 # told since last told: how many bytes of content are done, and how many of the archive
 Progress = Callable[[int, int], None]
 
+
 def silent(content: int, coded: int) -> None:
     """No progress report."""
 
@@ -36,9 +37,7 @@ def silent(content: int, coded: int) -> None:
 class FrameCodec:
     """One model's way from content to payload and back."""
 
-    def __init__(
-        self, tokens: Tokens, predictor: Predictor, *, memory: bool = True
-    ) -> None:
+    def __init__(self, tokens: Tokens, predictor: Predictor, *, memory: bool = True) -> None:
         """Without `memory` the streams of a frame learn from nothing that they said."""
         from llmzip.inference.weights import Layout
         from llmzip.mixing import kinds

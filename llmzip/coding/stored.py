@@ -1,5 +1,4 @@
-"""Content ↔ frames that need no model: raw, zstd, LZMA.
-"""
+"""Content ↔ frames that need no model: raw, zstd, LZMA."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from llmzip.errors import CorruptArchive
 
 _ZSTD_LEVEL = 19
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": FRAME_LIMIT}]
+
 
 def store(content: bytes, last: bool) -> Frame:
     """The smallest of raw, zstd and LZMA."""

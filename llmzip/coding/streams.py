@@ -1,5 +1,4 @@
-"""Ids of a frame ↔ streams that step together.
-"""
+"""Ids of a frame ↔ streams that step together."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FEW = 4096  # symbols a word: no text is so plain that a model frame reaches it
 
+
 class Turn(Protocol):
     """Puts the next known symbols, or gets the next unknown ones."""
 

@@ -76,8 +76,6 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
 
 
-
-
 def digest(result: Tensor) -> str:
     data = result.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(data, digest_size=8).hexdigest()

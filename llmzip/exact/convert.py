@@ -382,9 +382,7 @@ class ExactTransformer:
         self._key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
         self._rotated = rotated
         self.network = build_network(parsed, floating(config, tensors), ATTENTION)
-        exactify(
-            self.network, levels=levels, rotated=rotated, int8=int8, device=self.device
-        )
+        exactify(self.network, levels=levels, rotated=rotated, int8=int8, device=self.device)
         self._rotary = [m for m in self.network.modules() if isinstance(m, ExactRotary)]
         prefix = self.network.base_model_prefix
         if prefix not in self.network._modules:

@@ -183,9 +183,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.mul(x, 1.0 / root(mean + epsilon)).mul_(weight)
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float
-) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """(x - mean) / sqrt(variance + ε) · weight + bias; the mean is taken on a grid, too."""
     maximum = row_maximum(x)
     grid = torch.mul(x, _MEAN_LEVELS / maximum).round_()

@@ -74,9 +74,7 @@ def _writer(options: Options) -> FrameWriter:
     return FrameWriter(options)
 
 
-def _frame(
-    url: str, start: int, length: int, first: bool, last: bool, options: Options
-) -> Frame:
+def _frame(url: str, start: int, length: int, first: bool, last: bool, options: Options) -> Frame:
     return _writer(options).frame(_read(url, start, length), first=first, last=last)
 
 
