@@ -155,11 +155,14 @@ RESEARCH = (
 )
 TABLES = [
     ("README.md", "bench", bench),
+    ("README.md", "comparison", research.comparison),
     ("README.md", "speed", speed),
     ("README.md", "portability", portability),
     ("docs/scaling.md", "scaling", scaling),
     ("docs/architectures.md", "costs", costs),
     *(("docs/research.md", make.__name__, make) for make in RESEARCH),
+    ("docs/models.md", "comparison", research.comparison),
+    ("docs/models.md", "recent", research.recent),
     ("docs/packed.md", "pack", research.pack),
 ]
 

@@ -21,6 +21,7 @@ from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import FRAME_LIMIT, MODEL, RAW, ZSTD, Frame
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.streams import deal
 from llmzip.errors import (
     CorruptArchive,
     LlmzipError,
@@ -92,7 +93,7 @@ def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
     streams = 16
     ids = torch.from_numpy(table_codec.tokens.encode(content)).long()
     frame = table_codec.encode(content, streams, _silent)
-    table, last = streams.deal(ids.numpy().astype(np.int32), streams)
+    table, last = deal(ids.numpy().astype(np.int32), streams)
     bits = 0.0
     logits = table_codec.predictor.run(streams, len(table)).score(torch.from_numpy(table.T).long())
     logits = torch.cat(list(logits)).double().log_softmax(-1)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import llmzip
 from llmzip.archive import container, resolve
 from llmzip.archive.options import Options
-from llmzip.coding import streams
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.streams import deal
 from llmzip.mixing import (
     CANDIDATES,
     SOURCES,
@@ -55,7 +55,7 @@ def _recalled(table: np.ndarray, last: int) -> list[tuple[np.ndarray, np.ndarray
     streams=st.integers(1, 7),
 )
 def test_recalling_all_is_recalling_step_by_step(ids: list[int], streams: int) -> None:
-    table, last = streams.deal(np.array(ids, dtype=np.int32), min(streams, len(ids)))
+    table, last = deal(np.array(ids, dtype=np.int32), min(streams, len(ids)))
     candidates, evidence = Recall(table.shape[1], len(table), KINDS).recall_all(table, last)
     for step, (c, e) in enumerate(_recalled(table, last)):
         known = c >= 0
@@ -225,7 +225,7 @@ def test_compiled_and_interpreted_remember_the_same() -> None:
 def _trace() -> bytes:
     """A digest of all that memory computes over a short text in three streams."""
     ids = np.frombuffer(REPEATED[:600], dtype=np.uint8).astype(np.int32)
-    table, last = streams.deal(ids, 3)
+    table, last = deal(ids, 3)
     candidates, evidence = Recall(3, len(table), kinds(BYTES)).recall_all(table, last)
     mixer, digest = Mixer(3, prior()), hashlib.sha256()
     chance = np.random.default_rng(4)

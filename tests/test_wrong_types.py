@@ -72,7 +72,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         {"device": None},
         {"frame_size": "1M"},
         {"max_length": "9"},
-        {"context": 512},
+        {"context": "512"},
         {"activations": 8},
     ],
 )

@@ -11,7 +11,8 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from llmzip.archive import container, resolve
+from llmzip.archive import container
+from llmzip.archive import frames as archive_frames
 from llmzip.archive.reader import ArchiveReader
 from llmzip.coding.frame import Frame
 from llmzip.coding.frame_codec import FrameCodec
@@ -47,14 +48,14 @@ class Short(FrameCodec):
 def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
     """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
     verified, so that what is damaged reaches the decoders."""
-    for_reading, check = resolve.for_reading, container.check
-    resolve.for_reading = lambda *_: frames
+    for_reading, check = archive_frames.for_reading, container.check
+    archive_frames.for_reading = lambda *_: frames
     if not checks:
         container.check = lambda *_: _Agrees()
     try:
         yield
     finally:
-        resolve.for_reading, container.check = for_reading, check
+        archive_frames.for_reading, container.check = for_reading, check
 
 
 def whole(data: bytes) -> bytes | None:
