@@ -74,7 +74,7 @@ def comparison() -> str:
             ]
         )  # fmt: skip
     lines += [[f"*{name}*", "", *bits, "", "", ""] for name, bits in PUBLISHED.items()]
-    head = f"| model | alice29 | book1 | dev, first {report['limit']:,} bytes | KB/s | memory"
+    head = f"codec | its model | alice29 | book1 | dev, first {report['limit']:,} bytes | KB/s | memory"
     return noted(rows(head, lines), report)
 
 
