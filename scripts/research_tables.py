@@ -74,7 +74,8 @@ def comparison() -> str:
             ]
         )  # fmt: skip
     lines += [[f"*{name}*", "", *bits, "", "", ""] for name, bits in PUBLISHED.items()]
-    head = f"codec | its model | alice29 | book1 | dev, first {report['limit']:,} bytes | KB/s | memory"
+    head = "codec | its model | alice29 | book1"
+    head += f" | dev, first {report['limit']:,} bytes | KB/s | memory"
     return noted(rows(head, lines), report)
 
 
