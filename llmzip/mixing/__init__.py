@@ -13,13 +13,10 @@ from llmzip.mixing.mix import Mixer, blank, prior
 from llmzip.mixing.place import place_in_columns, place_in_rows
 from llmzip.mixing.recall import CANDIDATES, MATCH, SOURCES, Recall, kinds
 
-VERSION = 1  # stands in the header's profile
-
 __all__ = [
     "CANDIDATES",
     "MATCH",
     "SOURCES",
-    "VERSION",
     "Mixer",
     "Recall",
     "begin",
