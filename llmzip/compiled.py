@@ -1,4 +1,4 @@
-"""Python loops → machine code, by numba, kept on disk where that can be written.
+"""Python loops → machine code, by numba, cached on disk if a folder is writable.
 
 Without `fastmath`, numba neither reorders nor contracts: each operation is the IEEE-754 one.
 """
@@ -20,28 +20,28 @@ from llmzip.folders import writable_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SILENCE = 2.0  # seconds that compiling may take before it is told
-_settings: Any = config  # numba's types say nothing of it
+_SILENCE = 2.0  # seconds of compiling before a message is logged
+_settings: Any = config  # untyped in numba
 _log = logging.getLogger("llmzip")
 
 
 def compiled(function: Function) -> Function:
-    """The function, compiled at its first call; other threads may run meanwhile."""
+    """The function, compiled at its first call. It releases the GIL."""
     return _compiled(function)
 
 
 def compiled_for_integers(function: Function) -> Function:
-    """The same for floats that hold integers and whose sums are exact, so that any order and
-    contraction of them gives the same."""
+    """`compiled`, for floats that hold integers with exact sums: any order of summation and any
+    contraction gives the same."""
     return _compiled(function, fastmath={"contract", "reassoc"})
 
 
 def _compiled(function: Function, **options: Any) -> Function:
     options |= {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
     dispatcher = njit(**options)(function)
-    # without a folder that can be written to, each process compiles for itself
-    with contextlib.suppress(RuntimeError), _folder_for(function) as possible:
-        if possible:
+    # without a writable folder, each process compiles the function again
+    with contextlib.suppress(RuntimeError), _folder_for(function) as found:
+        if found:
             dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
     result: Function = dispatcher
     return result
@@ -49,14 +49,14 @@ def _compiled(function: Function, **options: Any) -> Function:
 
 @contextlib.contextmanager
 def _folder_for(function: Callable[..., Any]) -> Iterator[bool]:
-    """Within, numba finds a folder for the code of a function; whether there is one.
+    """Set the folder for the compiled code of a function, inside the block; False if there is none.
 
-    That is NUMBA_CACHE_DIR, else beside the source, else among the user's caches. Numba's own
-    third choice is made from HOME, and would write to a folder `~` where there is none.
+    It is NUMBA_CACHE_DIR, else that of the source, else one in the user's cache folder. Numba's own
+    third choice depends on HOME, and would write to a folder `~` if HOME is not set.
     """
     given = _settings.CACHE_DIR
-    beside = os.path.dirname(function.__code__.co_filename)
-    if given or os.access(beside, os.W_OK):
+    source = os.path.dirname(function.__code__.co_filename)
+    if given or os.access(source, os.W_OK):
         yield True
         return
     folder = writable_cache("numba")
@@ -68,15 +68,15 @@ def _folder_for(function: Callable[..., Any]) -> Iterator[bool]:
 
 
 class _Cache(FunctionCache):
-    """Code on disk that can be missing, damaged, or of several processes that start at once:
-    the worst that comes of it is to compile once more."""
+    """A cache on disk that may be missing, damaged, or written by several processes at once; then
+    the function is compiled again."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             found = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-        except Exception:  # what unpickling makes of damaged files
+        except Exception:  # unpickling damaged files raises anything
             return None
-        # processes that save code for different types at once can mix up its files
+        # processes that save code for different types at the same time can mix up its files
         if found is not None and tuple(found.signature.args) != tuple(_arguments(sig)):
             return None
         return found
@@ -85,7 +85,7 @@ class _Cache(FunctionCache):
         try:
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
         except Exception as error:  # a full disk, a damaged index
-            _log.debug("compiled code was not kept: %s", error)
+            _log.debug("compiled code was not cached: %s", error)
 
 
 def _arguments(signature: Any) -> Any:
@@ -93,7 +93,7 @@ def _arguments(signature: Any) -> Any:
 
 
 class _Notice(event.Listener):
-    """Tells, once in a process, when compiling takes a while."""
+    """Logs a message, once per process, if compiling takes long."""
 
     def __init__(self) -> None:
         self._started = self._active = 0
@@ -101,16 +101,16 @@ class _Notice(event.Listener):
     def on_start(self, event: Any) -> None:
         self._started, self._active = self._started + 1, self._active + 1
         if self._started == 1:
-            timer = threading.Timer(_SILENCE, self._tell)
+            timer = threading.Timer(_SILENCE, self._log_message)
             timer.daemon = True
             timer.start()
 
     def on_end(self, event: Any) -> None:
         self._active -= 1
 
-    def _tell(self) -> None:
+    def _log_message(self) -> None:
         if self._active:
-            _log.info("compiling for this processor, which takes some ten seconds, once")
+            _log.info("compiling for this processor, once; this takes about ten seconds")
 
 
 _register: Any = event.register

@@ -1,6 +1,6 @@
-"""Does this machine compute as all others do? Digests of operations and of embedded models.
+"""`llmzip doctor`: does this machine compute the same bits as others?
 
-Nobody imports this but the command line.
+It compares digests of exact operations and of the embedded models with stored ones.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "constriction
 
 
 def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dict[str, str]:
-    """Activations → digest of a model's integer weights over PROBE, in two streams."""
+    """Activations → digest of a model's symbol frequencies over PROBE, in two streams."""
     import torch
 
     from llmzip import inference, models
-    from llmzip.inference.weights import Layout
+    from llmzip.inference.frequencies import SymbolLayout
     from llmzip.tokenizer import Tokens
 
     files = models.load(name)
@@ -36,13 +36,13 @@ def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dic
     for activations in kinds:
         model = inference.build(files, activations=activations, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        layout = Layout(model.vocabulary, tokens.size)
+        layout = SymbolLayout(model.vocabulary, tokens.size)
         ids = tokens.encode(PROBE).astype(np.int64)
         table = torch.from_numpy(ids[: len(ids) // 2 * 2].reshape(2, -1))
         hasher = hashlib.blake2b(digest_size=16)
         for logits in model.run(*table.shape).score(table):
-            weights = layout.weights(logits.reshape(-1, model.vocabulary)).whole()
-            hasher.update(weights.astype("<i4").tobytes())
+            frequencies = layout.frequencies(logits.reshape(-1, model.vocabulary)).table()
+            hasher.update(frequencies.astype("<i4").tobytes())
         digests[activations] = hasher.hexdigest()
     return digests
 
@@ -53,12 +53,12 @@ def examine(device: str = "cpu") -> dict[str, Any]:
 
     from llmzip import models
     from llmzip.errors import InexactDevice
-    from llmzip.exact import check
+    from llmzip.exact import selftest
 
     try:
-        checks = check.check(device)
+        checks = selftest.check_operations(device)
         for name in models.EMBEDDED:
-            expected = models.expected(name)
+            expected = models.embedded_record(name)
             checks[f"model {name}, files"] = models.load(name).digest.hex() == expected["digest"]
             for activations, digest in probe(name, device).items():
                 right = digest == expected["probe"][activations]

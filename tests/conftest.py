@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.inference import TablePredictor
 from llmzip.tokenizer import Tokens
 
 DATA = Path(__file__).parent / "data"

@@ -11,6 +11,7 @@ import torch
 from conftest import AWKWARD, PROSE, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_predictor import TablePredictor
 
 import llmzip
 from llmzip import models
@@ -29,7 +30,6 @@ from llmzip.errors import (
     UnsupportedModel,
     WrongModel,
 )
-from llmzip.inference import TablePredictor
 from llmzip.tokenizer import Tokens
 
 

@@ -1,4 +1,4 @@
-"""Compiled loops compute as plain Python does, wherever they can be kept."""
+"""Compiled loops compute as interpreted Python does, wherever their code can be cached."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sums_of_integers_are_the_same_in_any_order() -> None:
     assert compiled_for_integers(_sum)(values) == _sum(values)
 
 
-# Where compiled code is kept
+# Where compiled code is cached
 
 LOOPS = """
 from llmzip.compiled import compiled
@@ -79,12 +79,16 @@ class Site:
 
     def start(self, *kinds: str, **environment: str) -> subprocess.Popen[bytes]:
         drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
-        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": self.path, "PYTHONDONTWRITEBYTECODE": "1"}
+        inherited = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": self.path,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return subprocess.Popen(
             [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", USE, *kinds],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**kept, "HOME": str(self.home), "TMPDIR": str(self.temporary), **environment},
+            env={**inherited, "HOME": str(self.home), "TMPDIR": str(self.temporary), **environment},
             cwd=self.temporary,
         )
 
@@ -139,7 +143,7 @@ def test_several_processes_begin_at_once(site: Site) -> None:
     for process in processes:
         said = process.communicate()[1]
         assert process.returncode == 0, said.decode()
-    site.run(*kinds)  # whatever was kept
+    site.run(*kinds)  # whatever was cached
 
 
 def test_damaged_files(site: Site) -> None:

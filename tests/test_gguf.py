@@ -24,9 +24,9 @@ import llmzip
 from llmzip import inference, models
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import hadamard, ops
-from llmzip.exact.prepare import prepared
+from llmzip.exact.quantise import quantise_tensors
 from llmzip.models import gguf_header
-from llmzip.models.store import save
+from llmzip.models.model_folder import save
 from llmzip.tokenizer import Tokens
 
 # as wide as a block of the K types
@@ -53,7 +53,7 @@ def test_weights_are_those_that_were_written(tmp_path: Path, kind: str) -> None:
     for name, weight in weights.items():
         if weight.ndim == 2:
             # rows are moved whole, so that blocks stay as they are
-            block = hadamard.block_of(weight.shape[1])
+            block = hadamard.block_size(weight.shape[1])
             floats = torch.from_numpy(rounded(kind, weight))
             integers, scale = ops.quantise_weight(floats, block)
             assert torch.equal(files.tensors[name], integers)
@@ -79,7 +79,7 @@ def test_blocks_of_256(tmp_path: Path, kind: str) -> None:
     expected = gguf.quants.dequantize(
         blocks["blk.0.ffn_up.weight"], gguf.GGMLQuantizationType[kind]
     )
-    block = hadamard.block_of(expected.shape[1])
+    block = hadamard.block_size(expected.shape[1])
     integers, scale = ops.quantise_weight(torch.from_numpy(expected), block)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight"], integers)
     assert torch.equal(files.tensors["model.layers.0.mlp.up_proj.weight_scale"], scale[:, None])
@@ -91,7 +91,7 @@ def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
     config, tokenizer, weights = gguf_files.tiny()
     save(config, tokenizer, {n: torch.from_numpy(w) for n, w in weights.items()}, tmp_path / "f")
     floats = models.load(str(tmp_path / "f"))
-    made, tensors = prepared(floats.config, floats.tensors, embeddings=True)
+    made, tensors = quantise_tensors(floats.config, floats.tensors, embeddings=True)
     folder = replace(floats, config=made, tensors=tensors)
     files = models.load(str(gguf_files.write(tmp_path / "m.gguf")))
     for key in ("hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings",
@@ -115,7 +115,7 @@ def test_an_untied_head(tmp_path: Path) -> None:
     files = models.load(str(gguf_files.write(tmp_path / "m", model=(config, tokenizer, weights))))
     assert not files.config["tie_word_embeddings"]
     head = torch.from_numpy(weights["lm_head.weight"])
-    integers, _ = ops.quantise_weight(head, hadamard.block_of(head.shape[1]))
+    integers, _ = ops.quantise_weight(head, hadamard.block_size(head.shape[1]))
     assert torch.equal(files.tensors["lm_head.weight"], integers)
 
 

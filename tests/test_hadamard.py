@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from test_exact import IDS, _random_model, _scored, _stepped
+from test_llama import IDS, _random_model, _scored, _stepped
 
 from llmzip import models
 from llmzip.exact import hadamard, ops
 from llmzip.exact.fused import FusedLlama, fused
-from llmzip.exact.llama import ROTATED, Architecture, ExactLlama
-from llmzip.exact.prepare import prepared
+from llmzip.exact.llama import ROTATED_KEY, Architecture, ExactLlama
+from llmzip.exact.quantise import quantise_tensors
 from llmzip.inference import Context, build
 
 SIZES = [(48, 16), (576, 64), (1536, 64), (128, 64), (96, 32), (172, 4), (30, 2), (64, 8)]
@@ -35,7 +35,7 @@ def test_it_is_the_hadamard_transform_in_every_form(size: int, block: int) -> No
     expected = (x.double() @ _matrix(size, block)).float()  # integers: exact
     assert torch.equal(hadamard.transform(x, block), expected)
     wild = torch.randn(7, 3, size) * 10.0 ** torch.randint(-30, 30, (7, 3, size))
-    assert torch.equal(hadamard.transform(wild, block), hadamard._by_torch(wild, block))
+    assert torch.equal(hadamard.transform(wild, block), hadamard._transform_by_torch(wild, block))
     assert torch.equal(
         hadamard.transform(wild.transpose(0, 1), block),
         hadamard.transform(wild, block).transpose(0, 1),
@@ -56,7 +56,7 @@ def test_products_are_unchanged(size: int, block: int) -> None:
 
 
 def test_orders_are_powers_of_two_that_divide() -> None:
-    orders = [hadamard.block_of(size) for size in (576, 1536, 4096, 100, 172, 7, 1)]
+    orders = [hadamard.block_size(size) for size in (576, 1536, 4096, 100, 172, 7, 1)]
     assert orders == [64, 64, 64, 4, 4, 1, 1]
     x = torch.randn(3, 7)
     assert hadamard.transform(x, 1) is x
@@ -69,7 +69,7 @@ def test_outliers_cost_less() -> None:
     x[:, 17] *= 50
     expected = x @ weight.T
     errors = []
-    for block in (1, hadamard.block_of(256)):
+    for block in (1, hadamard.block_size(256)):
         integers, scale = ops.quantise_weight(weight, block)
         linear = ops.Linear(integers, scale, levels=ops.A8_LEVELS, block=block)
         errors.append(float((linear(x) - expected).square().mean()))
@@ -94,17 +94,17 @@ def test_one_pass_equals_single_steps_equals_the_fused_form(kind: str, context: 
         (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS),
         (ops.A8_LEVELS, ops.KEY_LEVELS),
     ):
-        plain = _model(kind, levels, keys)
-        whole = _scored(plain, IDS, context)
-        assert torch.equal(whole, _stepped(plain, IDS, context))
-        assert torch.equal(whole[1:3, :40], _scored(plain, IDS[1:3, :40], context))
+        unfused = _model(kind, levels, keys)
+        whole = _scored(unfused, IDS, context)
+        assert torch.equal(whole, _stepped(unfused, IDS, context))
+        assert torch.equal(whole[1:3, :40], _scored(unfused, IDS[1:3, :40], context))
     if kind == "biased":
         return
-    quick = fused(plain)
-    assert isinstance(quick, FusedLlama)
-    assert torch.equal(_scored(quick, IDS, context), whole)
+    fast = fused(unfused)
+    assert isinstance(fast, FusedLlama)
+    assert torch.equal(_scored(fast, IDS, context), whole)
     for streams in (slice(0, 5), slice(1, 3), slice(4, 5)):
-        assert torch.equal(_stepped(quick, IDS[streams], context), whole[streams])
+        assert torch.equal(_stepped(fast, IDS[streams], context), whole[streams])
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "biased", "sliding"])
@@ -113,8 +113,8 @@ def test_prepared_tensors_give_the_same_logits(kind: str, tmp_path: Path) -> Non
     network.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
     files = models.load(str(tmp_path))
-    config, tensors = prepared(files.config, files.tensors)
-    assert config[ROTATED]
+    config, tensors = quantise_tensors(files.config, files.tensors)
+    assert config[ROTATED_KEY]
     matrices = [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]
     assert len(matrices) == 2 * 7 + 1
     for activations in ("a8", "a16"):
@@ -128,12 +128,12 @@ def test_prepared_tensors_give_the_same_logits(kind: str, tmp_path: Path) -> Non
         assert all(
             torch.equal(a, b) for a, b in zip(expected.score(IDS), actual.score(IDS), strict=True)
         )
-    assert prepared(config, tensors) == (config, tensors)
+    assert quantise_tensors(config, tensors) == (config, tensors)
 
 
 def test_a_tied_head_in_int8_gives_the_embeddings_back() -> None:
     network = _random_model("tied")
-    config, tensors = prepared(network.config.to_dict(), network.state_dict())
+    config, tensors = quantise_tensors(network.config.to_dict(), network.state_dict())
     config["tie_word_embeddings"] = True
     embedding = tensors["model.embed_tokens.weight"]
     for name in ("weight", "weight_scale"):
@@ -145,7 +145,7 @@ def test_a_tied_head_in_int8_gives_the_embeddings_back() -> None:
 
 def test_models_in_int8_stay_as_they_are() -> None:
     files = models.load(str(TINY))
-    config, tensors = prepared(files.config, files.tensors)
+    config, tensors = quantise_tensors(files.config, files.tensors)
     assert config == files.config
     assert tensors.keys() == files.tensors.keys()
     model = build(files, activations="a8", context=Context(64, 32)).model

@@ -26,7 +26,7 @@ from llmzip import doctor, folders, models
 from llmzip.archive import resolve
 from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
-from llmzip.models import home, store
+from llmzip.models import registry, store
 
 MEMBER = "llm_tiny/tiny.Q8_0.gguf"
 
@@ -69,7 +69,7 @@ def catalogue(
 ) -> dict[str, Any]:
     """The model `tiny` can be installed, into a home of this test; pip has no network."""
     entry = dict(source[2])
-    monkeypatch.setattr(home, "installable", lambda: {"tiny": entry})
+    monkeypatch.setattr(registry, "installable", lambda: {"tiny": entry})
     monkeypatch.setattr(models, "installable", lambda: {"tiny": entry})
     monkeypatch.setenv("LLMZIP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -93,7 +93,7 @@ def test_of_a_file_at_hand(
     assert not install.install("tiny", source[which])  # is there already
     files = models.load("tiny")
     assert files.digest.hex() == catalogue["digest"]
-    assert home.recorded("tiny")["licence"] == "Apache-2.0"
+    assert registry.install_record("tiny")["licence"] == "Apache-2.0"
     archive = llmzip.compress(PROSE.encode(), model="tiny")
     assert llmzip.decompress(archive) == PROSE.encode()
     install.remove("tiny")
@@ -287,8 +287,8 @@ def test_nothing_is_left_after_a_signal(
         "time.sleep(60)\n"
     )
     code = (
-        "import sys\nfrom llmzip.models import home\nfrom llmzip.cli import main\n"
-        f"home.installable = lambda: {{'tiny': {catalogue!r}}}\n"
+        "import sys\nfrom llmzip.models import registry\nfrom llmzip.cli import main\n"
+        f"registry.installable = lambda: {{'tiny': {catalogue!r}}}\n"
         "sys.exit(main(['models', 'install', 'tiny']))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{fake.parent}{os.pathsep}{Path.cwd()}"}
@@ -311,7 +311,7 @@ def test_a_damaged_one_is_replaced(
     catalogue: dict[str, Any], source: tuple[Path, Path, dict[str, Any]]
 ) -> None:
     install.install("tiny", source[0])
-    (home.folder("tiny") / "model.safetensors").write_bytes(b"no more")
+    (registry.folder("tiny") / "model.safetensors").write_bytes(b"no more")
     with pytest.raises(UnsupportedModel):
         models.load("tiny")
     assert install.install("tiny", source[0])
@@ -324,9 +324,9 @@ def test_hostile_notes(
     catalogue: dict[str, Any], source: tuple[Path, Path, dict[str, Any]], content: bytes
 ) -> None:
     install.install("tiny", source[0])
-    (home.folder("tiny") / home.CHECK).write_bytes(content)
+    (registry.folder("tiny") / registry.CHECK).write_bytes(content)
     assert models.installed_with_digest(bytes.fromhex(catalogue["digest"])[:6]) is None
-    assert home.recorded("tiny") == {}
+    assert registry.install_record("tiny") == {}
 
 
 def test_the_list(
@@ -352,8 +352,8 @@ def test_the_list(
 
 def test_the_catalogue() -> None:
     """What the project's own one says is complete; nothing is fetched."""
-    for name, entry in home.installable().items():
-        assert home._NAME.fullmatch(name)
+    for name, entry in registry.installable().items():
+        assert registry._NAME.fullmatch(name)
         assert name not in models.EMBEDDED
         assert len(entry["digest"]) == len(entry["wheel_sha256"]) == len(entry["member_sha256"])
         assert entry["licence"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llmzip import models
 from llmzip.errors import UnsupportedModel, WrongModel
-from llmzip.exact.prepare import floating
+from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models.store import save_int8
 
 
@@ -27,7 +27,7 @@ def test_embedded_models_load_without_network(name: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "socket", None)
     files = models.load(name)
-    assert files.digest.hex() == models.expected(name)["digest"]
+    assert files.digest.hex() == models.embedded_record(name)["digest"]
     assert models.embedded_with_digest(files.digest[:6]) == name
     assert files.quantised
 
@@ -176,7 +176,7 @@ def test_int8_can_be_made_for_transformed_inputs(tmp_path: Path) -> None:
     save_int8(str(TINY), tmp_path / "once", rotated=True)
     once, before = models.load(str(tmp_path / "once")), models.load(str(TINY))
     assert once.config["llmzip_rotated"]
-    one, other = (floating(f.config, f.tensors) for f in (once, before))
+    one, other = (dequantise_tensors(f.config, f.tensors) for f in (once, before))
     assert one.keys() == other.keys()
     for name, weight in one.items():
         assert (weight - other[name]).norm() < 0.02 * weight.norm(), name
@@ -184,5 +184,5 @@ def test_int8_can_be_made_for_transformed_inputs(tmp_path: Path) -> None:
 
 def test_the_first_byte_of_a_digest_tells_embedded_models_apart() -> None:
     """Short archives hold no more of it."""
-    starts = {models.expected(name)["digest"][:2] for name in models.EMBEDDED}
+    starts = {models.embedded_record(name)["digest"][:2] for name in models.EMBEDDED}
     assert len(starts) == len(models.EMBEDDED)

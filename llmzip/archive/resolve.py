@@ -39,10 +39,10 @@ def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | Non
     if isinstance(options.context, int):
         asked = round_length(min(options.context, LONGEST))
     if options.same_environment:
-        from llmzip.inference import plain
+        from llmzip.inference import float_predictor
 
-        kind, default = "plain", plain.default_context(files, asked)
-        environment = json.dumps(plain.environment(options.device))
+        kind, default = "plain", float_predictor.default_context(files, asked)
+        environment = json.dumps(float_predictor.environment(options.device))
     else:
         kind = options.activations or inference.DEFAULT_ACTIVATIONS
         default = inference.default_context(files, asked)
@@ -58,7 +58,7 @@ def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | Non
         digest_start=files.digest[:DIGEST_START],
         window=window,
         overlap=overlap,
-        certificate=codec.predictor.certificate,
+        certificate=codec.predictor.fingerprint,
         environment=environment,
         name="" if name in models.EMBEDDED else _public_name(name),
     )
@@ -96,7 +96,7 @@ def for_reading(header: Header, options: Options) -> FrameCodec:
     if kind == "plain" and not options.force:
         _require_environment(model.environment, options.device)
     codec = frame_codec(files, kind, model.window, model.overlap, options.device, memory)
-    if codec.predictor.certificate != model.certificate:
+    if codec.predictor.fingerprint != model.certificate:
         from importlib.metadata import version
 
         raise WrongModel(
@@ -124,7 +124,7 @@ def _for_short(model: ModelHeader, options: Options) -> FrameCodec:
 
 def _require_environment(recorded: str, device: str) -> None:
     """Raises WrongEnvironment by the names of what is different."""
-    from llmzip.inference import plain
+    from llmzip.inference import float_predictor
 
     try:
         there = json.loads(recorded)
@@ -132,7 +132,7 @@ def _require_environment(recorded: str, device: str) -> None:
         there = None
     if not isinstance(there, dict):
         raise CorruptArchive("the header's environment is no JSON object")
-    here = plain.environment(device)
+    here = float_predictor.environment(device)
     different = [
         f"{name} was {there.get(name)!r}, here {here.get(name)!r}"
         for name in sorted({*there, *here})
@@ -199,9 +199,9 @@ def frame_codec(
         context = inference.Context(window, overlap)
         model: Any
         if kind == "plain":
-            from llmzip.inference import plain
+            from llmzip.inference import float_predictor
 
-            model = plain.PlainPredictor(files, context, device)
+            model = float_predictor.FloatPredictor(files, context, device)
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmzip import models
 from llmzip.errors import LlmzipError
-from llmzip.models import home
+from llmzip.models import registry
 
 
 def embedded() -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def embedded() -> list[dict[str, Any]]:
                 "parameters": sum(
                     tensor.numel() for key, tensor in tensors.items() if not key.endswith("_scale")
                 ),
-                "bits_per_byte": models.expected(name).get("bits_per_byte", {}),
+                "bits_per_byte": models.embedded_record(name).get("bits_per_byte", {}),
             }
         )
     return found
@@ -38,7 +38,7 @@ def installed() -> list[dict[str, Any]]:
     """Name, bytes of the folder, source and licence of each."""
     found = []
     for name in models.installed():
-        note = home.recorded(name)
+        note = registry.install_record(name)
         size = sum(path.stat().st_size for path in models.folder(name).iterdir())
         found.append(
             {
@@ -96,7 +96,7 @@ def _obstacle(folder: Path) -> str | None:
     from llmzip.inference import default_context
 
     try:
-        default_context(models.glance(folder))
+        default_context(models.load_config_only(folder))
     except LlmzipError as error:
         return str(error)
     return None

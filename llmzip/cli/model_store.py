@@ -13,7 +13,7 @@ _NAME_WIDTH = 14
 
 def show(arguments: argparse.Namespace) -> None:
     from llmzip.cli import catalogue
-    from llmzip.models import cache
+    from llmzip.models import conversion_cache as cache
 
     embedded, cached = catalogue.embedded(), catalogue.cached()
     installed, installable = catalogue.installed(), catalogue.installable()
@@ -75,7 +75,7 @@ def remove(arguments: argparse.Namespace) -> None:
 
 
 def clean(arguments: argparse.Namespace) -> None:
-    from llmzip.models import cache
+    from llmzip.models import conversion_cache as cache
 
     cache.clean()
 

@@ -55,7 +55,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
     path = Path(arguments.weights)
     if not path.is_file():
-        files = models.shipped(arguments.weights)
+        files = models.model_paths(arguments.weights)
         path = files[-1]
         if len(files) > 3 or path.suffix != ".safetensors":
             raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")

@@ -19,7 +19,7 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 
 if TYPE_CHECKING:
     from llmzip.inference import Predictor, Run
-    from llmzip.inference.weights import Weights
+    from llmzip.inference.frequencies import Frequencies
     from llmzip.tokenizer import Tokens
 
 STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
@@ -39,13 +39,13 @@ class FrameCodec:
 
     def __init__(self, tokens: Tokens, predictor: Predictor, *, memory: bool = True) -> None:
         """Without `memory` the streams of a frame learn from nothing that they said."""
-        from llmzip.inference.weights import Layout
+        from llmzip.inference.frequencies import SymbolLayout
         from llmzip.mixing import kinds
 
         self.tokens, self.predictor, self.memory = tokens, predictor, memory
         self._kinds = kinds(tokens.spellings)
         self._lengths = np.array([len(spelling or b"") for spelling in tokens.spellings])
-        self.layout = Layout(predictor.vocabulary, tokens.size)
+        self.layout = SymbolLayout(predictor.vocabulary, tokens.size)
 
     def encode(
         self,
@@ -159,7 +159,9 @@ class FrameCodec:
                 weights = team.results(coming)
                 n = last if step == steps - 1 else frame.streams
 
-                def columns_of(row: np.ndarray, weights: Sequence[Weights] = weights) -> np.ndarray:
+                def columns_of(
+                    row: np.ndarray, weights: Sequence[Frequencies] = weights
+                ) -> np.ndarray:
                     chosen = [w.columns(row[p]) for w, p in zip(weights, parts, strict=True)]
                     return np.concatenate(chosen)
 
@@ -192,12 +194,12 @@ class FrameCodec:
             return None
         return Memory(streams, steps, self.layout.columns, self._kinds)
 
-    def _advance(self, run: Run, ids: np.ndarray | None) -> Weights:
+    def _advance(self, run: Run, ids: np.ndarray | None) -> Frequencies:
         """Each stream's last id (None at the start) → weights of the next."""
         import torch
 
         logits = run.first() if ids is None else run.step(torch.from_numpy(self._shown(ids)))
-        return self.layout.weights(logits)
+        return self.layout.frequencies(logits)
 
     def _shown(self, ids: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
@@ -215,7 +217,7 @@ class FrameCodec:
 
     def bits_per_byte(self, snippets: list[bytes]) -> float:
         """What short texts cost, each scored alone: an upper estimate for the whole."""
-        from llmzip.inference import weights
+        from llmzip.inference import frequencies
 
         coded = [self.tokens.encode(snippet) for snippet in snippets]
         length = min(len(ids) for ids in coded)
@@ -224,7 +226,7 @@ class FrameCodec:
         bits = 0.0
         with Team(1, 1):  # a short job: not worth threads that wait for each other
             for rows, row, columns, column, _ in self._scored(table, None):
-                bits += weights.bits(rows, columns, row, column)
+                bits += frequencies.bits(rows, columns, row, column)
         return bits / max(1, size)
 
     def _scored(
@@ -242,7 +244,7 @@ class FrameCodec:
         ids = torch.from_numpy(self._shown(table.T))
         for logits in self.predictor.run(table.shape[1], len(table)).score(ids):
             count, streams = logits.shape[:2]
-            weights = self.layout.weights(logits.reshape(count * streams, -1))
+            weights = self.layout.frequencies(logits.reshape(count * streams, -1))
             rows = weights.rows().reshape(count, streams, -1)
             columns = weights.columns(row[step : step + count].reshape(-1))
             columns = columns.reshape(count, streams, -1)

@@ -1,22 +1,24 @@
-"""Exact inference: weights + token ids → logits, the same bits on every machine.
+"""Exact inference: weights and token ids → logits, bit-identical on every machine.
 
-`hadamard`, `tables` → `ops` → `attention` → `llama`, `convert` → `fused`, `prepare`, `certify`,
-`check`; each imports only what stands before it. Knows nothing of tokenizers and of coding. The
-rules are in docs/exactness.md.
+The rules are in docs/exactness.md. Bottom up: `tables` → `activations`, `rotary`, `hadamard` →
+`ops` → `attention` → `llama` → `matmul`, `fused` (CPU kernels of Llama), `quantise` → `convert`
+(other architectures); `selftest` checks a device. Tokenizers and coding are not known here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+SCALE_SUFFIX = "_scale"  # `NAME_scale` float32 [N, 1] holds the scales of `NAME` int8 [N, K]
+
 
 @dataclass(frozen=True)
-class Outline:
-    """What a predictor must know of a model."""
+class ModelSpec:
+    """Sizes of a model that a predictor needs."""
 
     vocabulary: int
     hidden_size: int
-    widest: int  # activations of a token that live at the same time, about
-    context: int  # the positions that it was trained with
-    windows: tuple[int | None, ...]  # of each layer: a token sees this many, itself included
-    key_values: int  # numbers in a token's keys in one layer, and again in its values
+    activation_size: int  # activations of a token that are alive at the same time, about
+    context: int  # context window in training, tokens
+    sliding_windows: tuple[int | None, ...]  # per layer: keys that a token sees, itself included
+    kv_size: int  # elements of a token's keys in one layer, and again of its values

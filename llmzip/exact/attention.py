@@ -1,10 +1,10 @@
-"""Integer queries, keys, values → attention output, and the cache that holds keys and values.
+"""Attention over integers, and the KV cache.
 
-A query's keys depend on its position in its stream alone. Scores and outputs are integer dot
-products; the softmax weights are integers from a table. Knows nothing of layers or models.
+What a query sees depends on its position in its stream only. Scores and outputs are integer dot
+products; the softmax weights are integers from a table.
 
 Shapes: S streams, H query heads, G key heads (H a multiple of G), T new tokens, n keys,
-D head dimension. Integers are held in float32 if they have 8 bits, in float64 if 15.
+D head dimension. Integers of 8 bits are stored in float32, those of 15 bits in float64.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from torch import Tensor
 
 from llmzip.exact import ops, tables
 
-_SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
-_BLOCK = 1 << 20  # scores worked on at a time, so that they stay in a CPU's cache,
-_MOST_SCORES = 1 << 25  # and never more than these, so that they fit into memory
-
 MAX_CONTEXT = 65536  # keys whose integer sums stay exact in float32, see `attend`
 
+_SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
+_BLOCK = 1 << 20  # scores that are computed at a time, so that they stay in a CPU's cache,
+_MAX_SCORES = 1 << 25  # and never more than these, so that they fit into memory
 _P_UNIT = 65536.0  # attention probabilities are multiples of 2^-16
 
 
-class KeyValueCache:
+class KVCache:
     """Quantised keys and values of one layer for S streams, oldest first.
 
-    With a `window`, only the last `window - 1` entries before a block are kept, in a buffer
-    that is `slack` entries longer, so that moving them to the front is rare.
+    With a sliding `window`, only the last `window - 1` entries before a block are kept, in a
+    buffer that is `_SLACK` entries longer, so that moving them to the front is rare.
     """
 
     def __init__(
@@ -40,28 +39,29 @@ class KeyValueCache:
         window: int | None,
         levels: float = ops.KEY_LEVELS,
     ) -> None:
-        self.window = window
-        self.levels = levels
-        self._dtype = held_in(levels)
-        self.length = 0
-        self.hidden: Tensor | None = None  # as the order of entries says it all
+        """`context`: the most tokens of a stream; `levels`: the largest integer."""
+        self.window, self.levels, self.length = window, levels, 0
+        self.masked: Tensor | None = None  # the mask follows from the order of entries
         capacity = context if window is None else min(context, window + _SLACK)
         self._shape = (streams, heads, capacity, head_dim)
         self._buffers: tuple[Tensor, ...] = ()
 
     def _allocate(self, capacity: int, device: torch.device) -> tuple[Tensor, ...]:
         streams, heads, _, head_dim = self._shape
-        full, thin = (streams, heads, capacity, head_dim), (streams, heads, capacity)
-        shapes = ((full, self._dtype), (thin, torch.float32)) * 2
+        entries, scales = (streams, heads, capacity, head_dim), (streams, heads, capacity)
+        shapes = ((entries, storage_dtype(self.levels)), (scales, torch.float32)) * 2
         return tuple(torch.empty(s, dtype=dtype, device=device) for s, dtype in shapes)
 
-    def kept(self) -> tuple[Tensor, ...]:
-        """Keys, scales, values, scales of the `length` tokens in the buffers."""
+    def entries(self) -> tuple[Tensor, ...]:
+        """Keys [S, G, n, D], scales [S, G, n], values, scales of the n cached tokens."""
         return tuple(buffer[:, :, : self.length] for buffer in self._buffers)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantise and add keys and values [S, G, T, D]; return (keys [S, G, n, D], scales
-        [S, G, n], values, scales) of all n kept so far."""
+        """Quantise and add keys and values [S, G, T, D].
+
+        Returns keys [S, G, n, D], scales [S, G, n], values and scales that the new tokens may
+        see. Raises ValueError if the tokens exceed the context.
+        """
         new = (*quantise_heads(k, self.levels), *quantise_heads(v, self.levels))
         count = k.shape[2]
         if not self._buffers:
@@ -82,62 +82,58 @@ class KeyValueCache:
         for buffer, part in zip(self._buffers, new, strict=True):
             buffer[:, :, self.length : self.length + count] = part
         self.length += count
-        start = 0
-        if self.window is not None:
-            start = max(0, self.length - count - self.window + 1)
-        keys, key_scale, values, value_scale = (
-            buffer[:, :, start : self.length] for buffer in self._buffers
-        )
+        start = 0 if self.window is None else max(0, self.length - count - self.window + 1)
+        keys, key_scale, values, value_scale = (b[:, :, start:] for b in self.entries())
         return keys, key_scale, values, value_scale
 
 
 class RingCache:
-    """The same for single steps in buffers that never move, so that a GPU can replay a step.
+    """A KV cache for decode steps in buffers that never move, so that a CUDA graph can use them.
 
-    Entries stand in any order, as no sum depends on it: the token at position p takes the slot
-    p mod capacity. All slots are attended to; `hidden` tells which are empty yet.
+    The token at position p takes slot p mod capacity; no sum depends on the order of entries. All
+    slots are attended to, but for `masked` ones, which are empty.
     """
 
-    def __init__(self, old: KeyValueCache, capacity: int, position: Tensor) -> None:
-        """Capacity is the window, or else the context; `position`, int64 [1] on the device, is
-        that of the token to be appended next. `load` fills it."""
-        self.window = old.window
-        self._levels = old.levels
+    def __init__(self, old: KVCache, capacity: int, position: Tensor) -> None:
+        """`capacity`: the sliding window, or else the context; `position` int64 [1], on the device:
+        that of the next token. `load` fills the cache."""
+        self.window, self._levels = old.window, old.levels
+        self.masked: Tensor | None = None
         self._buffers = tuple(
             torch.zeros((*b.shape[:2], capacity, *b.shape[3:]), dtype=b.dtype, device=b.device)
-            for b in old.kept()
+            for b in old.entries()
         )
         self._position = position
         self._slots = torch.arange(capacity, device=position.device)
 
-    def load(self, old: KeyValueCache, position: int) -> None:
-        """Take over what `old` keeps of the `position` tokens so far."""
+    def load(self, old: KVCache, position: int) -> None:
+        """Copy the entries of `old`, after `position` tokens."""
         capacity = len(self._slots)
         count = min(position, capacity, old.length)
         slots = torch.arange(position - count, position, device=self._slots.device) % capacity
-        for buffer, part in zip(self._buffers, old.kept(), strict=True):
+        for buffer, part in zip(self._buffers, old.entries(), strict=True):
             buffer.zero_().index_copy_(2, slots, part[:, :, old.length - count :])
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantise and add keys and values [S, G, 1, D]; return all slots."""
+        """Quantise and add keys and values [S, G, 1, D]; returns all slots, as `KVCache.append`."""
         slot = self._position % len(self._slots)
         new = (*quantise_heads(k, self._levels), *quantise_heads(v, self._levels))
         for buffer, part in zip(self._buffers, new, strict=True):
             buffer.index_copy_(2, slot, part)
-        self.hidden = self._slots > self._position
+        self.masked = self._slots > self._position
         keys, key_scale, values, value_scale = self._buffers
         return keys, key_scale, values, value_scale
 
 
-def held_in(levels: float) -> torch.dtype:
-    """What holds queries, keys and values of that many levels, and their products' sums."""
+def storage_dtype(levels: float) -> torch.dtype:
+    """The type that stores quantised queries, keys and values, and exact sums of products."""
     return torch.float32 if levels == ops.KEY_LEVELS else torch.float64
 
 
 def quantise_heads(x: Tensor, levels: float) -> tuple[Tensor, Tensor]:
     """x [S, H, T, D] → (integers [S, H, T, D], scales [S, H, T])."""
     integers, scale = ops.quantise(x, levels)
-    return integers.to(held_in(levels)), scale[..., 0]
+    return integers.to(storage_dtype(levels)), scale[..., 0]
 
 
 def attend(
@@ -149,18 +145,18 @@ def attend(
     v_scale: Tensor,
     window: int | None,
     scaling: float | None = None,
-    hidden: Tensor | None = None,
+    masked: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the last T of n positions.
 
-    q [S, H, T, D] with scales [S, H, T]; k, v [S, G, n, D] with scales [S, G, n]; → [S, H, T, D]
-    in float32. With a `window`, a query sees itself and the `window - 1` keys before it.
-    `scaling` of the scores is 1 / √D by default. `hidden`, bool [n], says for a single query
-    which keys it must not see, in place of their order; those must have value scales of 0.
+    q [S, H, T, D] with scales [S, H, T]; k, v [S, G, n, D] with scales [S, G, n] → float32
+    [S, H, T, D]. With a sliding `window`, a query sees itself and the `window - 1` keys before it.
+    `scaling` of the scores is 1 / √D by default. For decode steps, `masked` bool [n] may replace
+    the causal mask; masked keys must have value scales of 0.
     """
     streams, heads, count, head_dim = q.shape
     groups, keys = k.shape[1], k.shape[2]
-    if count > 1 and heads * count * keys > _MOST_SCORES:
+    if count > 1 and heads * count * keys > _MAX_SCORES:
         half = count // 2
         seen = keys - count + half
         parts = (
@@ -171,8 +167,8 @@ def attend(
         return torch.cat([attend(*part, window, scaling) for part in parts], 2)
     k_steps = k_scale * tables.score_scale(head_dim**-0.5 if scaling is None else scaling)
     top = _visible_maximum(v_scale, count, window)
-    if hidden is None:
-        hidden = _hidden_keys(count, keys, window, q.device)
+    if masked is None:
+        masked = _causal_mask(count, keys, window, q.device)
     out = torch.empty(q.shape, device=q.device)
     per_stream = heads * count * keys
     step = max(1, _BLOCK // per_stream)
@@ -183,8 +179,8 @@ def attend(
         scores = q[part].reshape(width, groups, shared, head_dim) @ k[part].transpose(-1, -2)
         scores = scores.float().mul_(k_steps[part, :, None])
         scores = scores.view(width, groups, heads // groups, count, keys)
-        if hidden is not None:
-            scores.masked_fill_(hidden, float("-inf"))
+        if masked is not None:
+            scores.masked_fill_(masked, float("-inf"))
         scale = q_scale[part].view(width, groups, heads // groups, count, 1)
         weights = _softmax_weights(scores, scale)
         # float64 holds the sum of any number of 16-bit weights exactly
@@ -200,27 +196,27 @@ def attend(
 
 
 def _softmax_weights(scores: Tensor, scale: Tensor) -> Tensor:
-    """Scores in table steps per unit of `scale` → int32 weights of at most 2^16, in place."""
+    """Scores (overwritten) in table steps per unit of `scale` → int32 weights up to 2^16."""
     best = scores.amax(-1, keepdim=True)
     steps = torch.sub(best, scores, out=scores).mul_(scale).round_()
     steps.nan_to_num_(nan=float(tables.EXP2_CUTOFF)).clamp_(max=float(tables.EXP2_CUTOFF))
-    return ops.look_up(tables.attention_weights(), steps)
+    return ops.lookup(tables.attention_weights(), steps)
 
 
-def _hidden_keys(count: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """bool [T, n], True where a query must not see a key; None if every query sees all."""
+def _causal_mask(count: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """bool [T, n], True where a query must not see a key; None if every query sees all keys."""
     if count == 1 and (window is None or keys <= window):
         return None
     query = torch.arange(keys - count, keys, device=device)[:, None]
     key = torch.arange(keys, device=device)
-    hidden = key > query
+    masked = key > query
     if window is not None:
-        hidden |= key <= query - window
-    return hidden
+        masked |= key <= query - window
+    return masked
 
 
 def _visible_maximum(scale: Tensor, count: int, window: int | None) -> Tensor:
-    """Of scales [S, G, n]: the largest among the keys that each of the last T queries sees."""
+    """Scales [S, G, n] → [S, G, T or 1], the largest among the keys that each query sees."""
     if count == 1:  # the cache gives a single query no key but those it sees
         return scale.amax(-1, keepdim=True)
     if window is None:

@@ -1,10 +1,10 @@
-"""A Llama-family model on a CPU → the same bits in fewer passes over memory.
+"""CPU kernels of Llama-family models: the same bits as `llama` in fewer passes over memory.
 
-Between two matrix products, each row of activations (a token) is worked on from end to end in one
-loop, and its attention reads 8-bit keys and values where they lie. Where products are compiled,
-too (`dots`), or rows are few, a whole step is taken without coming back to Python, so that threads
-need not wait for each other there. Every operation is the one that `ops` and `attention` define,
-under the same names; the tests compare both, and so does `agrees` before the first use.
+Between two matrix products, one loop processes a row of activations (a token) from start to end,
+and attention reads 8-bit keys and values in place. With compiled products (`matmul`), or few rows,
+a whole forward pass runs without returning to Python, so that threads do not wait for each other.
+Every operation is the one that `ops` and `attention` define, under the same name; the tests compare
+both, and so does `agrees` before the first use.
 
 Shapes: R rows of S streams · T tokens, H hidden size, n keys, D head dimension, G key heads.
 """
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from llmzip.compiled import compiled, compiled_for_integers
-from llmzip.exact import dots, hadamard, ops, tables
+from llmzip.exact import activations, hadamard, matmul, ops, tables
 from llmzip.exact.attention import MAX_CONTEXT
 from llmzip.exact.llama import Architecture, ExactLlama
 
-_FEW = 3  # rows that are multiplied here without `dots`; more are left to torch
-_BLOCK = 64  # rows that go through a layer together: what is between its products stays in caches
-_SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
+_FEW_ROWS = 3  # rows that are multiplied layer_arrays without `matmul`; more are left to torch
+_BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache
+_SLACK = 128  # tokens that a sliding cache takes before it moves its window to the front
 
 _FLOOR = np.float32(ops.ACTIVATION_FLOOR)
 _ONE = np.float32(1)
@@ -36,15 +36,15 @@ _P = np.float32(65536)
 _P_UNIT = np.float32(1 / 65536)
 _STEP_BITS = tables.EXP2_STEP_BITS
 _CUTOFF = np.float32(tables.EXP2_CUTOFF)
-_GATE_STEPS = np.float32(1 << tables.GATE_STEP_BITS)
-_GATE_REACH = np.float32(tables.GATE_RANGE << tables.GATE_STEP_BITS)
+_GATE_STEPS = np.float32(1 << activations.GATE_STEP_BITS)
+_GATE_LIMIT = np.float32(activations.GATE_RANGE << activations.GATE_STEP_BITS)
 # adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22
 _ROUNDER = np.float32(12582912)
 
 
 class Cache:
-    """8-bit keys and values in the order in which products read them: 16 keys, values of 4 tokens
-    side by side (`dots`), or, where these are left to numba, D before n."""
+    """The KV cache in 8 bits, in the memory order of the products: keys of 16 tokens and values
+    of 4 interleaved (for `matmul`), or else, for numba's loops, D before n."""
 
     def __init__(self, architecture: Architecture, streams: int, context: int) -> None:
         a = architecture
@@ -52,13 +52,13 @@ class Cache:
         self.length = 0
         self._shape = (a.layers, streams, a.kv_heads)
         self._head_dim = a.head_dim
-        self._packed = dots.available() and a.head_dim % dots.MULTIPLE == 0
-        self.arrays = self._allocated(min(context, self.window + _SLACK))
+        self._packed = matmul.available() and a.head_dim % matmul.MULTIPLE == 0
+        self.arrays = self._allocate(min(context, self.window + _SLACK))
 
-    def _allocated(self, capacity: int) -> tuple[np.ndarray, ...]:
-        """Keys, values [layers, S, G, …]; steps of scores that a key's unit makes, scales of
+    def _allocate(self, capacity: int) -> tuple[np.ndarray, ...]:
+        """Keys, values [layers, S, G, …]; scales of keys in table steps of scores, scales of
         values [layers, S, G, capacity]."""
-        capacity = -(-capacity // dots.MULTIPLE) * dots.MULTIPLE
+        capacity = -(-capacity // matmul.MULTIPLE) * matmul.MULTIPLE
         d = self._head_dim
         forms: list[tuple[tuple[int, ...], type]]
         if self._packed:
@@ -68,20 +68,20 @@ class Cache:
         forms += [((capacity,), np.float32)] * 2
         return tuple(np.empty((*self._shape, *shape), dtype=kind) for shape, kind in forms)
 
-    def make_room(self, count: int) -> None:
-        """For `count` more tokens; what no window reaches any more is dropped."""
+    def reserve(self, count: int) -> None:
+        """Allocate `count` more tokens; tokens that left the sliding window are dropped."""
         capacity = self.arrays[2].shape[-1]
         if self.length + count <= capacity:
             return
-        drop = max(0, self.length - self.window + 1) // dots.MULTIPLE * dots.MULTIPLE
+        drop = max(0, self.length - self.window + 1) // matmul.MULTIPLE * matmul.MULTIPLE
         keep, before = self.length - drop, self.arrays
         if keep + count > capacity:
-            self.arrays = self._allocated(keep + count)
+            self.arrays = self._allocate(keep + count)
         for i, (target, source) in enumerate(zip(self.arrays, before, strict=True)):
             if self._packed and i < 2:
                 unit = (16, 4)[i]
-                kept = source[:, :, :, drop // unit : -(-self.length // unit)].copy()
-                target[:, :, :, : kept.shape[3]] = kept
+                arrays = source[:, :, :, drop // unit : -(-self.length // unit)].copy()
+                target[:, :, :, : arrays.shape[3]] = arrays
             else:
                 target[..., :keep] = source[..., drop : self.length].copy()
         self.length = keep
@@ -92,7 +92,7 @@ class FusedLlama:
 
     def __init__(self, model: ExactLlama) -> None:
         """Weights that are int8 are shared with `model`."""
-        self.architecture, self.outline = model.architecture, model.outline
+        self.architecture, self.spec = model.architecture, model.spec
         self.device, self.key_bytes = model.device, 1
         self._model = model
         layers, a = model.layers, model.architecture
@@ -102,11 +102,11 @@ class FusedLlama:
             model.norm_weight.numpy(),
         )
         kinds = [[getattr(layer, kind) for layer in layers] for kind in _LINEARS]
-        stacks = [_stacked(linears) for linears in [*kinds, [model.head]]]
-        # whether any number of rows takes a step in one call
-        self.whole = dots.available() and all(dots.fits(stack[0]) for stack in stacks)
-        if self.whole:
-            stacks = [dots.packed(stack) for stack in stacks]
+        stacks = [_stack_weights(linears) for linears in [*kinds, [model.head]]]
+        # whether one compiled call runs all layers, for any number of rows
+        self.single_call = matmul.available() and all(matmul.fits(stack[0]) for stack in stacks)
+        if self.single_call:
+            stacks = [matmul.pack(stack) for stack in stacks]
         *weights, head = stacks
         self._weights: Any = tuple(weights)
         self._head_weight = head[0]
@@ -116,7 +116,7 @@ class FusedLlama:
             np.float32(a.epsilon),
             np.float32(tables.score_scale(a.head_dim**-0.5 / model.key_block)),
             tables.attention_weights().numpy()[: 1 << _STEP_BITS].copy(),
-            tables.gate_table("silu").numpy(),
+            activations.gate_table("silu").numpy(),
             a.heads,
             a.head_dim,
         )
@@ -134,29 +134,31 @@ class FusedLlama:
         """As `ExactLlama.forward`: ids int64 [S, T] → hidden states [S, T, H]."""
         streams, count = ids.shape
         model = self._model
-        cos, sin = (table.numpy() for table in model.rotary.at(position, count))
-        cache.make_room(count)
-        kept: Any = cache.arrays
+        cos, sin = (table.numpy() for table in model.rotary.cos_sin(position, count))
+        cache.reserve(count)
+        arrays: Any = cache.arrays
         x = self._embedding[ids.reshape(-1).numpy()]
         base, window, constants = cache.length, cache.window, self._constants
         blocks = self._blocks
-        if self.whole or len(x) <= _FEW:
+        if self.single_call or len(x) <= _FEW_ROWS:
             y = _step(x, self._norms, self._weights, self._scales, constants, blocks, cos, sin,
-                      kept, base, window)  # fmt: skip
+                      arrays, base, window)  # fmt: skip
         else:
             epsilon, score_scale, mantissas, gate, heads, head_dim = constants
             for i, layer in enumerate(model.layers):
                 scales = [stack[i] for stack in self._scales]
-                here = tuple(part[i] for part in kept)
-                q, s = _normed_rows(x, self._norms[0][i], epsilon, blocks[0])
-                total = _product(layer.qkv, q)
-                q, s = _attention_rows(total, s, scales[0], cos, sin, here, base, window,
+                layer_arrays = tuple(part[i] for part in arrays)
+                q, s = _norm_rows(x, self._norms[0][i], epsilon, blocks[0])
+                total = _torch_matmul(layer.qkv, q)
+                q, s = _attention_rows(total, s, scales[0], cos, sin, layer_arrays, base, window,
                                        score_scale, mantissas, heads, head_dim, blocks[1],
                                        blocks[4], 0)  # fmt: skip
-                _add_rows(x, _product(layer.output, q), s, scales[1])
-                q, s = _normed_rows(x, self._norms[1][i], epsilon, blocks[2])
-                q, s = _gated_rows(_product(layer.gate_up, q), s, scales[2], gate, blocks[3])
-                _add_rows(x, _product(layer.down, q), s, scales[3])
+                _add_rows(x, _torch_matmul(layer.output, q), s, scales[1])
+                q, s = _norm_rows(x, self._norms[1][i], epsilon, blocks[2])
+                q, s = _activation_rows(
+                    _torch_matmul(layer.gate_up, q), s, scales[2], gate, blocks[3]
+                )
+                _add_rows(x, _torch_matmul(layer.down, q), s, scales[3])
             y = _final_rows(x, self._norms[2], epsilon)
         cache.length += count
         return torch.from_numpy(y).view(streams, count, -1)
@@ -164,12 +166,12 @@ class FusedLlama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, H] → logits [R, V]."""
-        q, s = _quantised_rows(np.ascontiguousarray(hidden.numpy()), self._head_block)
-        if self.whole or len(hidden) <= _FEW:
-            total = _multiplied(q, self._head_weight)
+        q, s = _quantise_rows(np.ascontiguousarray(hidden.numpy()), self._head_block)
+        if self.single_call or len(hidden) <= _FEW_ROWS:
+            total = _matmul(q, self._head_weight)
         else:
-            total = _product(self._model.head, q)
-        return torch.from_numpy(_scaled_rows(total, s, self._model.head.scale.numpy()))
+            total = _torch_matmul(self._model.head, q)
+        return torch.from_numpy(_scale_rows(total, s, self._model.head.scale.numpy()))
 
 
 _LINEARS = ("qkv", "output", "gate_up", "down")
@@ -188,17 +190,17 @@ def fits(model: ExactLlama) -> bool:
 
 
 def fused(model: ExactLlama) -> ExactLlama | FusedLlama:
-    """The faster form, where there is one and this machine computes the same with it."""
+    """The `FusedLlama` of a model, if it exists and gives the same bits here; else the model."""
     if not fits(model):
         return model
     form = FusedLlama(model)
-    same = agrees(32, model.rotated) and (form.whole or agrees(12, model.rotated))
+    same = agrees(32, model.rotated) and (form.single_call or agrees(12, model.rotated))
     return form if same else model
 
 
 @cache
 def agrees(head_dim: int, rotated: bool) -> bool:
-    """Whether both forms of a small model give the same bits here; heads of 32 are for `dots`."""
+    """Whether both forms of a small model give the same bits here. Heads of 32 use `matmul`."""
     h = head_dim
     architecture = Architecture.from_config(
         {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
@@ -206,26 +208,26 @@ def agrees(head_dim: int, rotated: bool) -> bool:
          "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 33,
          "tie_word_embeddings": True}
     )  # fmt: skip
-    plain = ExactLlama(
-        architecture, _numbers(4 * h, 6 * h, 2, 8 * h), levels=ops.A8_LEVELS,
+    reference = ExactLlama(
+        architecture, _random_weights(4 * h, 6 * h, 2, 8 * h), levels=ops.A8_LEVELS,
         key_levels=ops.KEY_LEVELS, rotated=rotated,
     )  # fmt: skip
-    quick = FusedLlama(plain)
+    fast = FusedLlama(reference)
     ids = torch.arange(3 * 80).view(3, 80) * 31 % (8 * h)
-    expected = plain.forward(ids, plain.new_cache(3, 512), 0)
-    whole = quick.forward(ids, quick.new_cache(3, 512), 0)
-    cache = quick.new_cache(1, 512)
-    steps = [quick.forward(ids[1:2, t : t + 1], cache, t) for t in range(80)]
-    logits = plain.logits(expected[0])
+    expected = reference.forward(ids, reference.new_cache(3, 512), 0)
+    once = fast.forward(ids, fast.new_cache(3, 512), 0)
+    cache = fast.new_cache(1, 512)
+    steps = [fast.forward(ids[1:2, t : t + 1], cache, t) for t in range(80)]
+    logits = reference.logits(expected[0])
     return (
-        torch.equal(whole, expected)
+        torch.equal(once, expected)
         and torch.equal(torch.cat(steps, 1), expected[1:2])
-        and torch.equal(quick.logits(expected[0, :2]), logits[:2])
+        and torch.equal(fast.logits(expected[0, :2]), logits[:2])
     )
 
 
-def _numbers(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
-    """Weights of a Llama with half as many key heads, from a congruence."""
+def _random_weights(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
+    """Weights of a Llama with half as many key heads, from a congruential generator."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens": (vocabulary, hidden),
         "norm": (hidden,),
@@ -251,7 +253,7 @@ def _numbers(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str,
     return weights
 
 
-def _stacked(linears: list[ops.Linear]) -> np.ndarray:
+def _stack_weights(linears: list[ops.Linear]) -> np.ndarray:
     """int8 weights [layers, N, K] of several linear layers, which then share them."""
     stack = np.stack([linear.weight.to(torch.int8).numpy() for linear in linears])
     for weight, linear in zip(stack, linears, strict=True):
@@ -260,14 +262,14 @@ def _stacked(linears: list[ops.Linear]) -> np.ndarray:
     return stack
 
 
-def _product(linear: ops.Linear, q: np.ndarray) -> np.ndarray:
+def _torch_matmul(linear: ops.Linear, q: np.ndarray) -> np.ndarray:
     """int8 [R, K] → exact sums [R, N], int32 or held in floats."""
-    product: np.ndarray = linear.product(torch.from_numpy(q)).numpy()
+    product: np.ndarray = linear.multiply(torch.from_numpy(q)).numpy()
     return product
 
 
-# The functions of rows. `total`, `row_scale`, `weight_scale` are a linear layer's output before
-# its two scales; `q` and the returned scale are the next one's input.
+# Functions of rows. `total`, `row_scale`, `weight_scale`: the output of a linear layer before its
+# two scales. `q` and the returned scale: the quantised input of the next layer.
 
 
 @compiled
@@ -278,7 +280,7 @@ def _round(x: np.float32) -> np.float32:
 
 
 @compiled
-def _maximum(x: np.ndarray) -> np.float32:
+def _absmax(x: np.ndarray) -> np.float32:
     """max |x|, floored; bit patterns are compared, which are in the same order, NaN last."""
     bits = x.view(np.int32)
     top = np.int32(0)
@@ -289,8 +291,8 @@ def _maximum(x: np.ndarray) -> np.float32:
 
 
 @compiled
-def _largest(x: np.ndarray) -> np.float32:
-    """max x of positive floats: their patterns are in the same order, and quickly compared."""
+def _maximum(x: np.ndarray) -> np.float32:
+    """max x of positive floats, whose bit patterns are in the same order and faster to compare."""
     bits, top = x.view(np.int32), np.int32(0)
     for i in range(len(bits)):
         top = max(top, bits[i])
@@ -299,9 +301,9 @@ def _largest(x: np.ndarray) -> np.float32:
 
 
 @compiled
-def _split(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
-    """Integers up to 65,536 → their two bytes. Returns where 65,536 is, of which 65,535 is split,
-    or -1: it is there at most once, as the sum of all is about so much."""
+def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
+    """Integers up to 65,536 → their two bytes. Returns the index of 65,536, which is split as
+    65,535, or -1. It occurs at most once, as the sum of all is about 65,536."""
     over = np.int32(0)
     for j in range(len(p)):
         value = np.int32(p[j])
@@ -317,7 +319,7 @@ def _split(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
 
 @compiled
 def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
-    scale: np.float32 = _maximum(x) * _A8
+    scale: np.float32 = _absmax(x) * _A8
     for i in range(len(x)):
         q[i] = np.int8(np.int32(_round(x[i] / scale)))
     return scale
@@ -325,7 +327,7 @@ def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
 
 @compiled
 def _norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
-    maximum = _maximum(x)
+    maximum = _absmax(x)
     factor = (_ONE / maximum) * _NORM
     total = np.int64(0)
     for i in range(len(x)):
@@ -339,7 +341,7 @@ def _norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray)
 
 
 @compiled
-def _scaled(
+def _scale(
     total: np.ndarray, row_scale: np.float32, weight_scale: np.ndarray, y: np.ndarray
 ) -> None:
     for i in range(len(y)):
@@ -356,7 +358,7 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
 
 
 @compiled_for_integers
-def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
+def _scores(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
     """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]. Three queries at a time, as
     models tend to have, and two dimensions, so that keys and scores are seldom read again."""
     scores[:] = 0
@@ -379,7 +381,7 @@ def _score(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> N
 
 
 @compiled_for_integers
-def _weigh(p: np.ndarray, values: np.ndarray, start: int, out: np.ndarray) -> None:
+def _weighted_sum(p: np.ndarray, values: np.ndarray, start: int, out: np.ndarray) -> None:
     """p [h, n] · values [D, ≥ n] from `start` → integers [h, D]."""
     heads, n = p.shape
     for d in range(out.shape[1]):
@@ -410,7 +412,7 @@ def _softmax(
     mantissas: np.ndarray,
     weights: np.ndarray,
 ) -> None:
-    """Scores [n] as integers → p [n] as integers, in place. Loops are simple, to be vectorised."""
+    """Scores [n] as integers → p [n] as integers, in offset. Loops are simple, to be vectorised."""
     n = len(scores)
     for j in range(n):
         scores[j] *= steps[j]
@@ -455,9 +457,9 @@ def _attention_row(
     out: np.ndarray,
 ) -> None:
     """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
-    Its key is written to place `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
     if keys.ndim == 4:  # known when this is compiled
-        _attention_row_by_dots(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
+        _attention_row_by_matmul(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
                                mantissas, heads, key_block, out)  # fmt: skip
         return
     groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
@@ -477,7 +479,7 @@ def _attention_row(
         scales[g, at] = _quantise(y[heads + groups + g], q)
         for d in range(head_dim):
             values[g, d, at] = q[d]
-        bound = _largest(scales[g, start : at + 1])
+        bound = _maximum(scales[g, start : at + 1])
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
@@ -485,19 +487,19 @@ def _attention_row(
             q_scales[h] = _quantise(query, q)
             for d in range(head_dim):
                 queries[h, d] = np.float32(q[d])
-        _score(queries, keys[g], start, scores)
+        _scores(queries, keys[g], start, scores)
         for h in range(shared):
             _softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
                      q_scales[h], bound, mantissas, weights)  # fmt: skip
         part = out[g * shared : (g + 1) * shared]
-        _weigh(scores, values[g], start, part)
+        _weighted_sum(scores, values[g], start, part)
         for h in range(shared):
             for d in range(head_dim):
                 part[h, d] *= bound * _P_UNIT
 
 
 @compiled
-def _attention_row_by_dots(
+def _attention_row_by_matmul(
     y: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
@@ -515,63 +517,63 @@ def _attention_row_by_dots(
 ) -> None:
     """The same, of keys [G, n / 16, D / 4, 64] and values [G, n / 4, D, 4]."""
     groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
-    n, first = at + 1 - start, start // dots.MULTIPLE * dots.MULTIPLE
+    n, first = at + 1 - start, start // matmul.MULTIPLE * matmul.MULTIPLE
     skipped = start - first  # keys that are read with the others and count for nothing
-    width = (skipped + n + dots.MULTIPLE - 1) // dots.MULTIPLE * dots.MULTIPLE
+    width = (skipped + n + matmul.MULTIPLE - 1) // matmul.MULTIPLE * matmul.MULTIPLE
     q = np.empty(head_dim, dtype=np.int8)
     queries = np.empty((shared, head_dim), dtype=np.int8)
     q_scales = np.empty(shared, dtype=np.float32)
     p = np.empty(n, dtype=np.float32)
     weights = np.empty(n, dtype=np.int32)
     limbs = np.zeros((2 * shared, width), dtype=np.uint8)
-    whole = np.empty(shared, dtype=np.int64)
+    overflow = np.empty(shared, dtype=np.int64)
     for g in range(groups):
         key = y[heads + g]
         _rotate(key, cos, sin)
         hadamard.transform_row(key, key_block)
         steps[g, at] = _quantise(key, q) * score_scale
-        block, place = keys[g, at // 16], 4 * (at % 16)
+        block, offset = keys[g, at // 16], 4 * (at % 16)
         for d in range(head_dim):
-            block[d // 4, place + d % 4] = np.uint8(q[d] + np.int16(128))
+            block[d // 4, offset + d % 4] = np.uint8(q[d] + np.int16(128))
         scales[g, at] = _quantise(y[heads + groups + g], q)
         for d in range(head_dim):
             values[g, at // 4, d, at % 4] = q[d]
-        bound = _largest(scales[g, start : at + 1])
+        bound = _maximum(scales[g, start : at + 1])
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
             hadamard.transform_row(query, key_block)
             q_scales[h] = _quantise(query, queries[h])
-        scores = dots.multiply(queries, keys[g, first // 16 : (first + width) // 16])
+        scores = matmul.multiply(queries, keys[g, first // 16 : (first + width) // 16])
         for h in range(shared):
             for j in range(n):
                 p[j] = np.float32(scores[h, skipped + j])
             _softmax(p, steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
                      mantissas, weights)  # fmt: skip
-            whole[h] = _split(p, limbs[2 * h, skipped:], limbs[2 * h + 1, skipped:])
-        sums = dots.weigh(limbs, values[g, first // 4 : (first + width) // 4])
+            overflow[h] = _split_bytes(p, limbs[2 * h, skipped:], limbs[2 * h + 1, skipped:])
+        sums = matmul.weighted_sum(limbs, values[g, first // 4 : (first + width) // 4])
         for h in range(shared):
             for d in range(head_dim):
                 total = np.int32(256) * sums[2 * h, d] + sums[2 * h + 1, d]
-                if whole[h] >= 0:
-                    j = start + whole[h]
+                if overflow[h] >= 0:
+                    j = start + overflow[h]
                     total += np.int32(values[g, j // 4, d, j % 4])
                 out[g * shared + h, d] = np.float32(total) * (bound * _P_UNIT)
 
 
 @compiled
-def _gate_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+def _silu_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """silu(gate) · up, y [2I] → [I]."""
     size = len(out)
     for i in range(size):
         step = y[i] * _GATE_STEPS
-        step = step if step < _GATE_REACH else _GATE_REACH  # NaN, too
-        step = step if step > -_GATE_REACH else -_GATE_REACH
-        out[i] = table[np.int32(_round(step) + _GATE_REACH)] * y[i] * y[size + i]
+        step = step if step < _GATE_LIMIT else _GATE_LIMIT  # NaN, too
+        step = step if step > -_GATE_LIMIT else -_GATE_LIMIT
+        out[i] = table[np.int32(_round(step) + _GATE_LIMIT)] * y[i] * y[size + i]
 
 
 @compiled
-def _normed_rows(
+def _norm_rows(
     x: np.ndarray, weight: np.ndarray, epsilon: np.float32, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     q = np.empty(x.shape, dtype=np.int8)
@@ -591,7 +593,7 @@ def _attention_rows(
     weight_scale: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
-    kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     base: int,
     window: int,
     score_scale: np.float32,
@@ -602,9 +604,9 @@ def _attention_rows(
     key_block: int,
     first: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`kept` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
+    """`arrays` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
     the first of these rows, in the order of streams and then of tokens."""
-    keys, values, steps, scales = kept
+    keys, values, steps, scales = arrays
     count = len(cos)
     q = np.empty((len(total), heads * head_dim), dtype=np.int8)
     out_scales = np.empty(len(total), dtype=np.float32)
@@ -613,7 +615,7 @@ def _attention_rows(
     for r in range(len(total)):
         s, t = (first + r) // count, (first + r) % count
         at = base + t
-        _scaled(total[r], row_scales[r], weight_scale, y)
+        _scale(total[r], row_scales[r], weight_scale, y)
         _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
                        scales[s], max(0, at + 1 - window), at, score_scale, mantissas, heads,
                        key_block, out)  # fmt: skip
@@ -623,7 +625,7 @@ def _attention_rows(
 
 
 @compiled
-def _gated_rows(
+def _activation_rows(
     total: np.ndarray,
     row_scales: np.ndarray,
     weight_scale: np.ndarray,
@@ -636,8 +638,8 @@ def _gated_rows(
     y = np.empty(width, dtype=np.float32)
     out = np.empty(width // 2, dtype=np.float32)
     for r in range(rows):
-        _scaled(total[r], row_scales[r], weight_scale, y)
-        _gate_row(y, table, out)
+        _scale(total[r], row_scales[r], weight_scale, y)
+        _silu_row(y, table, out)
         hadamard.transform_row(out, block)
         scales[r] = _quantise(out, q[r])
     return q, scales
@@ -649,7 +651,7 @@ def _add_rows(
 ) -> None:
     y = np.empty(x.shape[1], dtype=np.float32)
     for r in range(len(x)):
-        _scaled(total[r], row_scales[r], weight_scale, y)
+        _scale(total[r], row_scales[r], weight_scale, y)
         for i in range(len(y)):
             x[r, i] += y[i]
 
@@ -663,10 +665,10 @@ def _final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.nd
 
 
 @compiled
-def _multiplied(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _matmul(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """int8 [R, K] · int8 [N, K]ᵀ, or packed weights → int32 [R, N]."""
     if weight.ndim == 3:  # known when this is compiled
-        return dots.multiply(q, weight)
+        return matmul.multiply(q, weight)
     total = np.empty((len(q), len(weight)), dtype=np.int32)
     for n in range(len(weight)):
         w = weight[n]
@@ -689,31 +691,31 @@ def _step(
     blocks: tuple[int, int, int, int, int],
     cos: np.ndarray,
     sin: np.ndarray,
-    kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     base: int,
     window: int,
 ) -> np.ndarray:
-    """All layers; what `FusedLlama.forward` does else with torch's products."""
+    """All layers, with compiled products instead of torch's; see `FusedLlama.forward`."""
     epsilon, score_scale, mantissas, gate, heads, head_dim = constants
     for i in range(len(norms[0])):
-        here = (kept[0][i], kept[1][i], kept[2][i], kept[3][i])
+        layer_arrays = (arrays[0][i], arrays[1][i], arrays[2][i], arrays[3][i])
         for first in range(0, len(x), _BLOCK):
             part = x[first : first + _BLOCK]
-            q, s = _normed_rows(part, norms[0][i], epsilon, blocks[0])
-            total = _multiplied(q, weights[0][i])
-            q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, here, base, window,
-                                   score_scale, mantissas, heads, head_dim, blocks[1],
+            q, s = _norm_rows(part, norms[0][i], epsilon, blocks[0])
+            total = _matmul(q, weights[0][i])
+            q, s = _attention_rows(total, s, weight_scales[0][i], cos, sin, layer_arrays, base,
+                                   window, score_scale, mantissas, heads, head_dim, blocks[1],
                                    blocks[4], first)  # fmt: skip
-            _add_rows(part, _multiplied(q, weights[1][i]), s, weight_scales[1][i])
-            q, s = _normed_rows(part, norms[1][i], epsilon, blocks[2])
-            q, s = _gated_rows(_multiplied(q, weights[2][i]), s, weight_scales[2][i], gate,
+            _add_rows(part, _matmul(q, weights[1][i]), s, weight_scales[1][i])
+            q, s = _norm_rows(part, norms[1][i], epsilon, blocks[2])
+            q, s = _activation_rows(_matmul(q, weights[2][i]), s, weight_scales[2][i], gate,
                                blocks[3])  # fmt: skip
-            _add_rows(part, _multiplied(q, weights[3][i]), s, weight_scales[3][i])
+            _add_rows(part, _matmul(q, weights[3][i]), s, weight_scales[3][i])
     return _final_rows(x, norms[2], epsilon)
 
 
 @compiled
-def _quantised_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _quantise_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
     y = np.empty(x.shape[1], dtype=np.float32)
@@ -726,8 +728,8 @@ def _quantised_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def _scaled_rows(total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+def _scale_rows(total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
     y = np.empty(total.shape, dtype=np.float32)
     for r in range(len(total)):
-        _scaled(total[r], row_scales[r], weight_scale, y[r])
+        _scale(total[r], row_scales[r], weight_scale, y[r])
     return y

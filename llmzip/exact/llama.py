@@ -1,47 +1,37 @@
-"""Llama-family checkpoint tensors + ids → logits, bit for bit the same on every machine.
+"""Exact inference of Llama-family models: `LlamaForCausalLM`, `MistralForCausalLM`.
 
-RMSNorm, rotary embedding, grouped-query attention (optionally sliding), SwiGLU, tied or
-untied head: `LlamaForCausalLM`, `MistralForCausalLM`. Knows nothing of files or tokenizers.
+RMSNorm, rotary embedding, grouped-query attention (optionally with a sliding window), SwiGLU, tied
+or untied head (Touvron et al., 2023; Jiang et al., 2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline, hadamard, ops, tables
+from llmzip.exact import SCALE_SUFFIX, ModelSpec, hadamard, ops
 from llmzip.exact.attention import (
     MAX_CONTEXT,
-    KeyValueCache,
+    KVCache,
     RingCache,
     attend,
-    held_in,
     quantise_heads,
+    storage_dtype,
 )
+from llmzip.exact.rotary import RotaryTable, rotary_frequencies
 
-FAMILY = ("llama", "mistral")
-ROTATED = "llmzip_rotated"  # in a config: int8 weights are made for transformed inputs
-
-
-def rotary_frequencies(rope: Mapping[str, Any], dim: int) -> list[Decimal]:
-    """Raises UnsupportedModel for parameters without exact form."""
-    try:
-        return tables.rotary_frequencies(rope, dim)
-    except (KeyError, TypeError, ArithmeticError) as error:
-        raise UnsupportedModel(f"rotary parameters are malformed: {error!r}") from None
-    except ValueError as error:
-        raise UnsupportedModel(str(error)) from None
+LLAMA_TYPES = ("llama", "mistral")  # model_type in config.json
+ROTATED_KEY = "llmzip_rotated"  # in config.json: int8 weights are made for transformed inputs
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a model, read from the config.json of Hugging Face."""
+    """The hyperparameters of a Llama-family model, as in its config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -51,18 +41,19 @@ class Architecture:
     kv_heads: int
     head_dim: int
     epsilon: float
-    rope: Mapping[str, Any]  # parameters of the rotary embedding, see tables.rotary_frequencies
-    context: int  # the positions that it was trained with
-    window: int | None  # sliding attention: a token sees this many, itself included
-    tied: bool
+    rope: Mapping[str, Any]  # rope_parameters, see rotary.rotary_frequencies
+    context: int  # context window in training, tokens
+    window: int | None  # sliding window: keys that a token sees, itself included
+    tied: bool  # whether the head shares the weights of the embedding
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """Raises UnsupportedModel, with the reason, for anything without exact form."""
-        kind = config.get("model_type")
-        if kind not in FAMILY:
+        """The content of config.json → Architecture. Raises UnsupportedModel, with the reason, for
+        anything without exact form."""
+        model_type = config.get("model_type")
+        if model_type not in LLAMA_TYPES:
             raise UnsupportedModel(
-                f"model type {kind!r} has no exact form; known: {', '.join(FAMILY)}"
+                f"model type {model_type!r} has no exact form; known: {', '.join(LLAMA_TYPES)}"
             )
         rope = {
             "rope_theta": config.get("rope_theta", 10000.0),
@@ -77,8 +68,7 @@ class Architecture:
         try:
             heads = int(config["num_attention_heads"])
             hidden = int(config["hidden_size"])
-            context = int(config["max_position_embeddings"])
-            window = config.get("sliding_window") if kind == "mistral" else None
+            window = config.get("sliding_window") if model_type == "mistral" else None
             architecture = cls(
                 vocab_size=int(config["vocab_size"]),
                 hidden_size=hidden,
@@ -89,7 +79,7 @@ class Architecture:
                 head_dim=int(config.get("head_dim") or hidden // heads),
                 epsilon=float(config.get("rms_norm_eps", 1e-6)),
                 rope=rope,
-                context=context,
+                context=int(config["max_position_embeddings"]),
                 window=None if window is None else int(window),
                 tied=bool(config.get("tie_word_embeddings", False)),
             )
@@ -112,20 +102,22 @@ class Architecture:
             raise UnsupportedModel("config.json holds an epsilon or rope_theta out of range")
         rotary_frequencies(self.rope, self.head_dim)
 
-    def outline(self) -> Outline:
-        """What a predictor must know of the model."""
-        return Outline(
+    def spec(self) -> ModelSpec:
+        """Sizes that a predictor needs."""
+        return ModelSpec(
             vocabulary=self.vocab_size,
             hidden_size=self.hidden_size,
-            widest=self.hidden_size + self.intermediate_size,
+            activation_size=self.hidden_size + self.intermediate_size,
             context=self.context,
-            windows=(self.window,) * self.layers,
-            key_values=self.kv_heads * self.head_dim,
+            sliding_windows=(self.window,) * self.layers,
+            kv_size=self.kv_heads * self.head_dim,
         )
 
 
 @dataclass
 class Layer:
+    """The weights of one layer; norms are float32 [hidden_size]."""
+
     input_norm: Tensor
     qkv: ops.Linear
     output: ops.Linear
@@ -135,10 +127,10 @@ class Layer:
 
 
 class ExactLlama:
-    """An exact form of a Llama-family model.
+    """A Llama-family model in exact arithmetic.
 
-    Weights that come as int8 with a `<name>_scale` are used as they are; floating-point ones
-    are quantised per output row. Input embeddings keep the precision that they come in.
+    Weights that come in int8 with a `NAME_scale` are used as they are; floating-point weights are
+    quantised per output row. Input embeddings are float32.
     """
 
     def __init__(
@@ -152,50 +144,39 @@ class ExactLlama:
         int8: bool | None = None,
         device: str = "cpu",
     ) -> None:
-        """`rotated`: inputs of linear layers, queries and keys go through Hadamard transforms
-        (`hadamard`), floating-point weights are made for that, and int8 ones are so already."""
+        """`levels` of activations, `key_levels` of queries, keys and values: see `ops`. `rotated`:
+        inputs of linear layers, queries and keys take Hadamard transforms; int8 weights must have
+        been made for that. `int8` as for `ops.Linear`. Raises UnsupportedModel for tensors that are
+        missing, not finite or of another shape."""
         self.rotated = rotated
         self.architecture = a = architecture
-        self.outline = a.outline()
-        self.key_levels, self.key_bytes = key_levels, held_in(key_levels).itemsize
+        self.spec = a.spec()
+        self.key_levels, self.key_bytes = key_levels, storage_dtype(key_levels).itemsize
         self.device = torch.device(device)
-        # the order of transforms of queries and keys
-        self.key_block = self._block(a.head_dim)
+        self.key_block = self._block(a.head_dim)  # of transforms of queries and keys
         self._tensors, self._levels, self._int8 = tensors, levels, int8
-        q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        self.layers = []
-        for i in range(a.layers):
-            prefix = f"model.layers.{i}."
-            attention, mlp = prefix + "self_attn.", prefix + "mlp."
-            self.layers.append(
-                Layer(
-                    input_norm=self._norm(prefix + "input_layernorm"),
-                    qkv=self._linear(
-                        a.hidden_size,
-                        {
-                            attention + "q_proj": q_size,
-                            attention + "k_proj": kv_size,
-                            attention + "v_proj": kv_size,
-                        },
-                    ),
-                    output=self._linear(q_size, {attention + "o_proj": a.hidden_size}),
-                    mlp_norm=self._norm(prefix + "post_attention_layernorm"),
-                    gate_up=self._linear(
-                        a.hidden_size,
-                        {
-                            mlp + "gate_proj": a.intermediate_size,
-                            mlp + "up_proj": a.intermediate_size,
-                        },
-                    ),
-                    down=self._linear(a.intermediate_size, {mlp + "down_proj": a.hidden_size}),
-                )
-            )
+        self.layers = [self._layer(f"model.layers.{i}.") for i in range(a.layers)]
         self.norm_weight = self._norm("model.norm")
         head = "model.embed_tokens" if a.tied else "lm_head"
         self.head = self._linear(a.hidden_size, {head: a.vocab_size})
         self.embedding = self._embeddings()
-        self.rotary = tables.RotaryTable(rotary_frequencies(a.rope, a.head_dim))
+        self.rotary = RotaryTable(rotary_frequencies(a.rope, a.head_dim))
         del self._tensors
+
+    def _layer(self, prefix: str) -> Layer:
+        a = self.architecture
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        q_size, kv_size = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        gate_up = dict.fromkeys(("gate_proj", "up_proj"), a.intermediate_size)
+        return Layer(
+            input_norm=self._norm(prefix + "input_layernorm"),
+            qkv=self._linear(a.hidden_size, {attention + n: size for n, size in qkv.items()}),
+            output=self._linear(q_size, {attention + "o_proj": a.hidden_size}),
+            mlp_norm=self._norm(prefix + "post_attention_layernorm"),
+            gate_up=self._linear(a.hidden_size, {mlp + n: size for n, size in gate_up.items()}),
+            down=self._linear(a.intermediate_size, {mlp + "down_proj": a.hidden_size}),
+        )
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._tensors.get(name)
@@ -203,36 +184,28 @@ class ExactLlama:
             raise UnsupportedModel(f"the model's files lack the tensor {name}")
         if tuple(tensor.shape) != shape:
             raise UnsupportedModel(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UnsupportedModel(f"{name} holds values that are not finite")
+        ops.require_finite(tensor, name)
         return tensor.to(self.device)
 
     def _weight(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(int8 [N, K], float32 scale [N]) of a linear layer or an embedding."""
         weight = self._take(name + ".weight", shape)
         if weight.dtype == torch.int8:
-            scale = self._take(name + ".weight_scale", (shape[0], 1)).float().view(-1)
+            scale = self._take(name + ".weight" + SCALE_SUFFIX, (shape[0], 1)).float().view(-1)
             return weight, scale.clamp_min(ops.SCALE_FLOOR)
         if not weight.is_floating_point():
             raise UnsupportedModel(f"{name} holds {weight.dtype}; known: int8 and floats")
         return ops.quantise_weight(weight, self._block(shape[1]))
 
     def _block(self, inputs: int) -> int:
-        return hadamard.block_of(inputs) if self.rotated else 1
+        return hadamard.block_size(inputs) if self.rotated else 1
 
     def _linear(self, inputs: int, outputs: Mapping[str, int]) -> ops.Linear:
-        """One product for several layers of the same input, their rows one below the other."""
+        """Several linear layers of the same input, concatenated into one."""
         pairs = [self._weight(name, (size, inputs)) for name, size in outputs.items()]
         bias = None
         if any(name + ".bias" in self._tensors for name in outputs):
-            bias = torch.cat(
-                [
-                    self._take(name + ".bias", (size,)).float()
-                    if name + ".bias" in self._tensors
-                    else torch.zeros(size, device=self.device)
-                    for name, size in outputs.items()
-                ]
-            )
+            bias = torch.cat([self._bias(name, size) for name, size in outputs.items()])
         return ops.Linear(
             torch.cat([weight for weight, _ in pairs]),
             torch.cat([scale for _, scale in pairs]),
@@ -241,6 +214,11 @@ class ExactLlama:
             block=self._block(inputs),
             int8=self._int8,
         )
+
+    def _bias(self, name: str, size: int) -> Tensor:
+        if name + ".bias" not in self._tensors:
+            return torch.zeros(size, device=self.device)
+        return self._take(name + ".bias", (size,)).float()
 
     def _norm(self, name: str) -> Tensor:
         return self._take(name + ".weight", (self.architecture.hidden_size,)).float()
@@ -252,18 +230,21 @@ class ExactLlama:
         if weight.dtype != torch.int8:
             return weight.float()
         integers, scale = self._weight(name, shape)
-        # in a rotated model they are the head's, made for transformed inputs: H · H / B = I
+        # a tied head stores W · H / B if the model is rotated, and H · H / B = I
         return hadamard.transform(
             integers.float().mul_(scale[:, None]), self._block(self.architecture.hidden_size)
         )
 
-    def new_cache(self, streams: int, context: int) -> list[KeyValueCache]:
-        """Empty caches, one a layer, for `streams` streams of at most `context` tokens."""
+    def new_cache(self, streams: int, context: int) -> list[KVCache]:
+        """Empty KV caches, one per layer, for `streams` streams of at most `context` tokens.
+
+        Raises UnsupportedModel for a longer context than attention is exact for.
+        """
         a = self.architecture
         if a.window is None and context > MAX_CONTEXT:
             raise UnsupportedModel(f"a context of {context} tokens; the limit is {MAX_CONTEXT}")
         return [
-            KeyValueCache(
+            KVCache(
                 streams,
                 a.kv_heads,
                 a.head_dim,
@@ -274,33 +255,32 @@ class ExactLlama:
             for _ in range(a.layers)
         ]
 
-    def new_ring(
-        self, cache: list[KeyValueCache], capacity: int, position: Tensor
-    ) -> list[RingCache]:
-        """Ring caches that `forward` takes for single steps, for at most `capacity` positions;
-        `load_ring` fills them."""
-        self._rotary_tables = [t.to(self.device) for t in self.rotary.at(0, capacity)]
+    def new_ring(self, cache: list[KVCache], capacity: int, position: Tensor) -> list[RingCache]:
+        """Ring caches for decode steps at positions below `capacity`; `load_ring` fills them.
+
+        `position` int64 [1], on the device: the next token's, which the caller advances.
+        """
+        self._rotary_tables = [t.to(self.device) for t in self.rotary.cos_sin(0, capacity)]
         size = min(capacity, self.architecture.window or capacity)
         return [RingCache(layer, size, position) for layer in cache]
 
-    def load_ring(self, ring: list[RingCache], cache: list[KeyValueCache], position: int) -> None:
-        """Let `ring` go on where `cache` is, after `position` tokens."""
+    def load_ring(self, ring: list[RingCache], cache: list[KVCache], position: int) -> None:
+        """Copy the entries of `cache`, after `position` tokens, to `ring`."""
         for new, old in zip(ring, cache, strict=True):
             new.load(old, position)
 
     @torch.inference_mode()
     def forward(
-        self, ids: Tensor, cache: Sequence[KeyValueCache | RingCache], position: int | Tensor
+        self, ids: Tensor, cache: Sequence[KVCache | RingCache], position: int | Tensor
     ) -> Tensor:
-        """The next T tokens of S streams, ids int64 [S, T], the first of them at `position`
-        → hidden states [S, T, hidden_size], ready for `logits`. With ring caches T is 1 and
-        `position` an int64 tensor [1] on the device."""
+        """The next T tokens of S streams, ids int64 [S, T], the first at `position` → hidden states
+        [S, T, hidden_size] for `logits`. With ring caches T is 1 and `position` is int64 [1]."""
         a = self.architecture
         streams, count = ids.shape
         if isinstance(position, Tensor):
             cos, sin = (table.index_select(0, position) for table in self._rotary_tables)
         else:
-            cos, sin = (t.to(self.device) for t in self.rotary.at(position, count))
+            cos, sin = (t.to(self.device) for t in self.rotary.cos_sin(position, count))
         x = self.embedding.index_select(0, ids.reshape(-1)).view(streams, count, -1)
         block = self.key_block
         scaling = a.head_dim**-0.5 / block  # as products of transformed rows are `block` times
@@ -308,11 +288,11 @@ class ExactLlama:
             h = layer.qkv(ops.rms_norm(x, layer.input_norm, a.epsilon))
             h = h.view(streams, count, -1, a.head_dim).transpose(1, 2)
             q, k, v = torch.split(h, [a.heads, a.kv_heads, a.kv_heads], dim=1)
-            q, k = (hadamard.transform(ops.rotate(part, cos, sin), block) for part in (q, k))
+            q, k = (hadamard.transform(ops.apply_rotary(part, cos, sin), block) for part in (q, k))
             query = quantise_heads(q, self.key_levels)
             k, k_scale, v, v_scale = layer_cache.append(k, v)
             mixed = attend(
-                *query, k, k_scale, v, v_scale, a.window, scaling, hidden=layer_cache.hidden
+                *query, k, k_scale, v, v_scale, a.window, scaling, masked=layer_cache.masked
             )
             x = x + layer.output(mixed.transpose(1, 2).reshape(streams, count, -1))
             h = layer.gate_up(ops.rms_norm(x, layer.mlp_norm, a.epsilon))

@@ -1,11 +1,12 @@
 """Token ids so far → logits of the next token.
 
-`base`: what a predictor is. `exact`: the same bits everywhere. `plain`: any model as it is, for
-one environment.
+`base`: the interface of a predictor. `exact_predictor`: the same bits on every machine.
+`float_predictor`: any causal model in floating point, for one environment. `frequencies`: logits →
+integer frequencies for the entropy coder.
 """
 
-from llmzip.inference.base import Context, Predictor, Run, TablePredictor
-from llmzip.inference.predictor import (
+from llmzip.inference.base import Context, Predictor, Run
+from llmzip.inference.exact_predictor import (
     ARITHMETIC,
     DEFAULT_ACTIVATIONS,
     ExactPredictor,
@@ -20,7 +21,6 @@ __all__ = [
     "ExactPredictor",
     "Predictor",
     "Run",
-    "TablePredictor",
     "build",
     "default_context",
 ]

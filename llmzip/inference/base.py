@@ -1,7 +1,6 @@
-"""What a predictor is: token ids so far → logits of the next token; and one without weights.
+"""The interface of a predictor: token ids so far → logits of the next token.
 
-`score` takes whole segments, `step` one token of each stream; both give the same bits. Knows
-nothing of tokenizers and of coding.
+`score` takes whole segments, `step` one token of each stream; both give the same bits.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import torch
 from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline
+from llmzip.exact import ModelSpec
 
-_LONGEST_WINDOW = 2048  # of full attention: twice as much brings 0.1 to 0.4% (docs/exactness.md)
-_SLIDING_RESTART = 32768  # sliding attention: positions stay below this
+_MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
+_SLIDING_RESTART = 32768  # positions of sliding attention stay below this
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the model sees: BOS and the tokens since the last restart, `window` in all.
+    """The context window: BOS and the tokens since the last restart, at most `window` in all.
 
-    When the window is full it starts again with BOS and the last `overlap` tokens.
+    When it is full, a new one begins with BOS and the last `overlap` tokens.
     """
 
     window: int
@@ -49,23 +48,23 @@ class Run(Protocol):
 
 
 class Predictor(Protocol):
-    """A language model with its context policy."""
+    """A language model with its context window."""
 
     vocabulary: int  # V
-    certificate: bytes  # tells apart versions of a converted model's code; empty for others
+    fingerprint: bytes  # of the code of a converted model (`exact.convert.verify`); else empty
 
     def run(self, streams: int, steps: int) -> Run:
         """Begin `streams` streams of at most `steps` tokens each."""
 
     def memory(self, streams: int, steps: int) -> int:
-        """The bytes that such a run holds at a time, about."""
+        """The bytes that such a run needs, about."""
 
     def cores(self, rows: int) -> int:
-        """How many cores `rows` tokens at a time are worth."""
+        """How many cores `rows` tokens at a time keep busy."""
 
 
 def require_memory(needed: int, device: str, name: str) -> None:
-    """Raises UnsupportedModel, with the sizes, if a device has not so many bytes left."""
+    """Raises UnsupportedModel if a device has less than `needed` bytes of free memory."""
     free = _free_memory(device)
     if free is not None and needed > free:
         raise UnsupportedModel(
@@ -84,54 +83,25 @@ def _free_memory(device: str) -> int | None:
         return None
 
 
-def context_for(outline: Outline, name: str, window: int | None = None) -> Context:
-    """A window, by default the one that a model was trained for, kept in bounds; overlap a half of
-    it, or, where all attention slides, two of its windows. Raises UnsupportedModel."""
-    sliding = [window for window in outline.windows if window is not None]
-    if sliding and len(sliding) == len(outline.windows):
+def context_for(spec: ModelSpec, name: str, window: int | None = None) -> Context:
+    """The context of a model: `window`, by default that of its training, within limits.
+
+    The overlap is half a window; if all layers slide, two sliding windows. Raises UnsupportedModel.
+    """
+    sliding = [size for size in spec.sliding_windows if size is not None]
+    if sliding and len(sliding) == len(spec.sliding_windows):
         window = window or _SLIDING_RESTART
         return Context(window, min(2 * max(sliding), window // 2))
-    window = window or min(outline.context, _LONGEST_WINDOW)
-    if window > outline.context:
-        raise UnsupportedModel(
-            f"{name} has a context of {outline.context} tokens, {window} were asked for"
-        )
+    window = window or min(spec.context, _MAX_WINDOW)
+    require_window(spec, window, name)
     if window < 16:
         raise UnsupportedModel(f"{name} has a context of {window} tokens; 16 are needed")
     return Context(window, window // 2)
 
 
-class TablePredictor:
-    """A predictor without weights: logits depend on the last token alone. For tests."""
-
-    certificate = b""
-
-    def __init__(self, logits: Tensor, first: Tensor) -> None:
-        """`logits` float32 [V, V], row i after token i; `first` [V]."""
-        self._table = torch.cat([logits, first[None]])
-        self.vocabulary = logits.shape[1]
-
-    def run(self, streams: int, steps: int) -> _TableRun:
-        return _TableRun(self._table, streams)
-
-    def memory(self, streams: int, steps: int) -> int:
-        return streams * self._table.shape[1] * 16
-
-    def cores(self, rows: int) -> int:
-        return torch.get_num_threads()
-
-
-class _TableRun:
-    def __init__(self, table: Tensor, streams: int) -> None:
-        self._table, self._streams = table, streams
-
-    def first(self) -> Tensor:
-        return self._table[-1].repeat(self._streams, 1)
-
-    def step(self, ids: Tensor) -> Tensor:
-        return self._table[ids]
-
-    def score(self, ids: Tensor) -> Iterator[Tensor]:
-        before = torch.nn.functional.pad(ids, (1, 0), value=len(self._table) - 1)[:, :-1]
-        for part in torch.split(before.T, 64):
-            yield self._table[part]
+def require_window(spec: ModelSpec, window: int, name: str) -> None:
+    """Raises UnsupportedModel if a layer with full attention cannot see `window` tokens."""
+    if None in spec.sliding_windows and window > spec.context:
+        raise UnsupportedModel(
+            f"{name} has a context of {spec.context} tokens, {window} were asked for"
+        )

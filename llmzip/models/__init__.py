@@ -1,10 +1,11 @@
-"""Name, folder, GGUF file or hub id → weights, config, tokenizer, digest. Knows nothing of coding.
+"""Models: name, folder, GGUF file or hub id → weights, config, tokenizer, digest.
 
-Only safetensors, GGUF and JSON are read; no code and no pickle of a model is ever run. The network
-is used by `load` for a hub id that the caller names, and never otherwise.
+Only safetensors, GGUF and JSON are read; neither code nor pickles of a model are ever run. The
+network is used only by `load` and `fetch` for a hub id that the caller names.
 """
 
-from llmzip.models.home import (
+from llmzip.models.model_folder import ModelFiles, load_config_only
+from llmzip.models.registry import (
     installable,
     installable_with_digest,
     installed,
@@ -13,31 +14,29 @@ from llmzip.models.home import (
 from llmzip.models.store import (
     DEFAULT,
     EMBEDDED,
-    ModelFiles,
+    embedded_record,
     embedded_with_digest,
-    expected,
     fetch,
     folder,
-    glance,
     is_hub_id,
     load,
-    shipped,
+    model_paths,
 )
 
 __all__ = [
     "DEFAULT",
     "EMBEDDED",
     "ModelFiles",
+    "embedded_record",
     "embedded_with_digest",
-    "expected",
     "fetch",
     "folder",
-    "glance",
     "installable",
     "installable_with_digest",
     "installed",
     "installed_with_digest",
     "is_hub_id",
     "load",
-    "shipped",
+    "load_config_only",
+    "model_paths",
 ]

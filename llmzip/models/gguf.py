@@ -1,8 +1,8 @@
-"""A GGUF file of the Llama family → config and tensors as in a folder of Hugging Face.
+"""A GGUF file of the Llama family → config and tensors as in a Hugging Face folder.
 
-Weights are multiplied out by the `gguf` package, and then quantised again as for any other model:
-the digest is over the integers that come out, so that no version of that package can give other
-bits under the same digest. The bits of what is read here are part of the format.
+The `gguf` package dequantises the weights; `exact.quantise` then quantises them as for any other
+model. The model's digest covers the resulting integers, so no version of that package can change
+bits under the same digest. The config that is made here is part of the digest, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmzip.errors import UnsupportedModel
 from llmzip.models import gguf_header, gguf_tokenizer
-from llmzip.models.gguf_header import Header, TensorPlace
+from llmzip.models.gguf_header import Header, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,24 +39,24 @@ _BIASES = {
     "attn_output.bias": "self_attn.o_proj.bias",
 }
 _FREQUENCIES = "rope_freqs.weight"
-# what llama.cpp's converter takes where Llama 3.1 and 3.2 say nothing else
+# parameters of Llama 3.1 and 3.2, which llama.cpp's converter does not store
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192}  # fmt: skip
-_CLOSE = 1e-3  # of frequencies that come as float32, relatively
+_TOLERANCE = 1e-3  # relative, of frequency factors in float32
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], Mapping[str, Tensor]]]:
-    """Config, tokenizer.json, and tensors in floating point, each made when it is asked for.
+    """Config, parsed tokenizer.json, and float32 tensors, each dequantised when it is accessed.
 
-    Raises UnsupportedModel, in one line, for all that is no whole file of a known kind.
+    Raises UnsupportedModel, in one line, for malformed files and unknown architectures or types.
     """
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
                 raise UnsupportedModel("no GGUF file: it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = gguf_header.scan(data, gguf_tokenizer.ARRAYS)
+                header = gguf_header.read_header(data, gguf_tokenizer.ARRAYS)
                 architecture = header.fields.get("general.architecture")
                 if architecture not in _ARCHITECTURES:
                     raise UnsupportedModel(
@@ -73,7 +73,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], Mapping
 
 
 def require_package() -> None:
-    """Raises UnsupportedModel, with what to do, where the package `gguf` is missing."""
+    """Raises UnsupportedModel, with instructions, if the package `gguf` is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -83,7 +83,7 @@ def require_package() -> None:
 
 
 def _config(header: Header, architecture: str) -> dict[str, Any]:
-    """config.json, from the metadata."""
+    """The content of config.json, from the metadata."""
     fields = header.fields
 
     def number(key: str, default: float | None = None, kind: type = int) -> Any:
@@ -134,7 +134,7 @@ def _config(header: Header, architecture: str) -> dict[str, Any]:
 
 
 def _scaling(header: Header, architecture: str, head_dim: int) -> dict[str, Any]:
-    """What the metadata say of a rotary embedding that was stretched."""
+    """rope_parameters of a linearly scaled rotary embedding, from the metadata."""
     fields = header.fields
     kind = fields.get(f"{architecture}.rope.scaling.type", "none")
     factor = fields.get(
@@ -154,7 +154,7 @@ def _scaling(header: Header, architecture: str, head_dim: int) -> dict[str, Any]
 
 
 class _Tensors(Mapping[str, "Tensor"]):
-    """Hugging Face's name → float32 tensor, multiplied out when it is asked for."""
+    """Hugging Face name → float32 tensor, dequantised at access."""
 
     def __init__(
         self, data: mmap.mmap, header: Header, config: dict[str, Any], architecture: str
@@ -164,7 +164,7 @@ class _Tensors(Mapping[str, "Tensor"]):
 
         self._kinds, self._quants = GGMLQuantizationType, quants
         self._data = data
-        # llama.cpp turns pairs of neighbours where Hugging Face turns halves
+        # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
         self._interleaved = architecture == "llama"
         self._heads = {
             "q_proj": config["num_attention_heads"],
@@ -172,17 +172,17 @@ class _Tensors(Mapping[str, "Tensor"]):
         }
         if _FREQUENCIES in header.tensors:
             config["rope_parameters"] |= self._llama3(header.tensors[_FREQUENCIES], config)
-        self._places = _places(header, config)
+        self._infos = _tensor_infos(header, config)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._infos)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._infos)
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
-        tensor = self._read(place)
+        info = self._infos[name]
+        tensor = self._read(info)
         projection = name.split(".")[-2]
         if self._interleaved and projection in self._heads and "self_attn" in name:
             heads = self._heads[projection]
@@ -190,42 +190,42 @@ class _Tensors(Mapping[str, "Tensor"]):
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)
         return tensor
 
-    def _read(self, place: TensorPlace) -> Tensor:
+    def _read(self, info: TensorInfo) -> Tensor:
         import numpy as np
         import torch
 
-        raw = np.frombuffer(self._data[place.start : place.start + place.size], np.uint8)
-        if place.type == "F32":  # which the package leaves as it is: not in the file's byte order
+        raw = np.frombuffer(self._data[info.start : info.start + info.size], np.uint8)
+        if info.type == "F32":  # the package would ignore the file's byte order
             values = raw.view("<f4").astype(np.float32)
         else:
-            rows = raw.reshape(-1, place.size // (int(np.prod(place.shape[:-1])) or 1))
-            with np.errstate(all="ignore"):  # what is not finite is refused later, by name
-                values = self._quants.dequantize(rows, getattr(self._kinds, place.type))
-        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(place.shape)
+            rows = raw.reshape(-1, info.size // (int(np.prod(info.shape[:-1])) or 1))
+            with np.errstate(all="ignore"):  # values that are not finite are refused later
+                values = self._quants.dequantize(rows, getattr(self._kinds, info.type))
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(info.shape)
 
-    def _llama3(self, place: TensorPlace, config: dict[str, Any]) -> dict[str, Any]:
-        """The parameters that make these factors; they are the exact form of them."""
-        from llmzip.exact import tables
+    def _llama3(self, info: TensorInfo, config: dict[str, Any]) -> dict[str, Any]:
+        """The rope_parameters that these factors were computed from, which have an exact form."""
+        from llmzip.exact.rotary import rotary_frequencies
 
         dim, theta = config["head_dim"], config["rope_parameters"]["rope_theta"]
-        if place.shape != (dim // 2,):
-            raise UnsupportedModel(f"{_FREQUENCIES} has shape {place.shape}")
-        factors = self._read(place).tolist()
-        plain = tables.rotary_frequencies({"rope_theta": theta}, dim)
+        if info.shape != (dim // 2,):
+            raise UnsupportedModel(f"{_FREQUENCIES} has shape {info.shape}")
+        factors = self._read(info).tolist()
+        unscaled = rotary_frequencies({"rope_theta": theta}, dim)
         if all(factor == 1 for factor in factors):
             return {}
         if all(0 < factor < 1e6 for factor in factors):
             rope = {"rope_type": "llama3", "factor": float(round(max(factors))), **_LLAMA3}
-            exact = tables.rotary_frequencies({"rope_theta": theta, **rope}, dim)
-            ratios = (float(p / e) for p, e in zip(plain, exact, strict=True))
-            if all(abs(f - r) < _CLOSE * r for f, r in zip(factors, ratios, strict=True)):
+            exact = rotary_frequencies({"rope_theta": theta, **rope}, dim)
+            ratios = (float(p / e) for p, e in zip(unscaled, exact, strict=True))
+            if all(abs(f - r) < _TOLERANCE * r for f, r in zip(factors, ratios, strict=True)):
                 return rope
         raise UnsupportedModel(f"the factors in {_FREQUENCIES} are none of Llama 3.1 or 3.2")
 
 
-def _places(header: Header, config: dict[str, Any]) -> dict[str, TensorPlace]:
-    """Hugging Face's name → where the tensor is, its shape checked."""
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
+def _tensor_infos(header: Header, config: dict[str, Any]) -> dict[str, TensorInfo]:
+    """Hugging Face name → tensor info, with the shape checked."""
+    hidden, mlp = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     shapes = {
@@ -235,9 +235,9 @@ def _places(header: Header, config: dict[str, Any]) -> dict[str, TensorPlace]:
         "k_proj.weight": (keys, hidden),
         "v_proj.weight": (keys, hidden),
         "o_proj.weight": (hidden, queries),
-        "gate_proj.weight": (wide, hidden),
-        "up_proj.weight": (wide, hidden),
-        "down_proj.weight": (hidden, wide),
+        "gate_proj.weight": (mlp, hidden),
+        "up_proj.weight": (mlp, hidden),
+        "down_proj.weight": (hidden, mlp),
         "q_proj.bias": (queries,),
         "k_proj.bias": (keys,),
         "v_proj.bias": (keys,),
@@ -256,11 +256,11 @@ def _places(header: Header, config: dict[str, Any]) -> dict[str, TensorPlace]:
         raise UnsupportedModel(f"the tensor {unknown[0]} has no exact form in a Llama")
     found = {}
     for source, name in names.items():
-        place = header.tensors.get(source)
-        if place is None:
+        info = header.tensors.get(source)
+        if info is None:
             raise UnsupportedModel(f"it lacks the tensor {source}")
         expected = shapes.get(".".join(name.split(".")[-2:]), (hidden,))
-        if place.shape != expected:
-            raise UnsupportedModel(f"{source} has shape {place.shape}, expected {expected}")
-        found[name] = place
+        if info.shape != expected:
+            raise UnsupportedModel(f"{source} has shape {info.shape}, expected {expected}")
+        found[name] = info
     return found

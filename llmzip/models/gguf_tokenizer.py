@@ -1,9 +1,8 @@
-"""The tokenizer in a GGUF file's metadata → the tokenizer.json that says the same.
+"""The tokenizer in a GGUF file's metadata → an equivalent tokenizer.json.
 
-Byte-level BPE (`gpt2`) cuts as llama.cpp and the original tokenizer do. SentencePiece's BPE
-(`llama`) gets its merges from the tokens' scores; no space is put before a text, as only the
-text itself is to be spelled. What is written here goes into the model's digest: a change makes
-archives unreadable.
+Byte-level BPE (`gpt2`) gets the pre-tokenizer of llama.cpp. SentencePiece BPE (`llama`) gets merges
+from the tokens' scores, and no space is prepended, so that a text is encoded as it is. The result
+is part of the model's digest: a change makes archives unreadable.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from llmzip.errors import UnsupportedModel
 
 ARRAYS = tuple(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "token_type", "merges"))
 _CONTROL, _USER_DEFINED = 3, 4
-_WHOLE = (2, 3, 6)  # unknown, control and byte tokens, which no merge makes
-_LONGEST_PIECE = 64  # characters of a token that merges may make
+_UNMERGED = (2, 3, 6)  # unknown, control and byte tokens, which are no result of merges
+_MAX_MERGED = 64  # characters of a token that may be the result of a merge
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,8 +45,8 @@ _GPT2 = [_byte_level(True)]
 _DIGITS = [{"type": "Digits", "individual_digits": True}, _byte_level(True)]
 _LLAMA3 = _split(_LETTERS + r"|\p{N}{1,3}" + _REST)
 _QWEN2 = _split(_LETTERS + r"|\p{N}" + _REST)
-# by tokenizer.ggml.pre: how a text is cut before its pieces are merged
-_CUTS = {
+# tokenizer.ggml.pre → pre-tokenizer
+_PRE_TOKENIZERS = {
     **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "command-r"), _DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3"), _LLAMA3),
@@ -57,7 +56,7 @@ _CUTS = {
 
 
 def tokenizer_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises UnsupportedModel, by name, for kinds of tokenizers that are not known."""
+    """The parsed tokenizer.json. Raises UnsupportedModel for unknown or malformed tokenizers."""
     kind = fields.get("tokenizer.ggml.model")
     tokens = _list(fields, "tokens", str)
     types = [1] * len(tokens)
@@ -65,7 +64,7 @@ def tokenizer_json(fields: Mapping[str, Any]) -> dict[str, Any]:
         types = _list(fields, "token_type", int, len(tokens))
     vocabulary: dict[str, int] = {}
     for id, token in enumerate(tokens):
-        vocabulary.setdefault(token, id)  # a token that is there twice is used once
+        vocabulary.setdefault(token, id)  # of duplicate tokens the first is used
     added = [
         {
             "id": id,
@@ -80,9 +79,9 @@ def tokenizer_json(fields: Mapping[str, Any]) -> dict[str, Any]:
         if type in (_CONTROL, _USER_DEFINED) and token and vocabulary[token] == id
     ]
     if kind == "gpt2":
-        parts = _of_bytes(fields, vocabulary)
+        parts = _byte_level_bpe(fields, vocabulary)
     elif kind == "llama":
-        parts = _of_scores(fields, vocabulary, types)
+        parts = _sentencepiece_bpe(fields, vocabulary, types)
     else:
         raise UnsupportedModel(f"a tokenizer of type {kind!r} is not known; known: gpt2, llama")
     model = {
@@ -114,12 +113,13 @@ def _list(fields: Mapping[str, Any], key: str, kind: type, count: int | None = N
     return found
 
 
-def _of_bytes(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> dict[str, Any]:
-    cut = fields.get("tokenizer.ggml.pre", "default")
-    stages = _CUTS.get(cut) if isinstance(cut, str) else None
+def _byte_level_bpe(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> dict[str, Any]:
+    pre = fields.get("tokenizer.ggml.pre", "default")
+    stages = _PRE_TOKENIZERS.get(pre) if isinstance(pre, str) else None
     if stages is None:
         raise UnsupportedModel(
-            f"a tokenizer that cuts texts as {cut!r} is not known; known: {', '.join(_CUTS)}"
+            f"a tokenizer that cuts texts as {pre!r} is not known; "
+            f"known: {', '.join(_PRE_TOKENIZERS)}"
         )
     merges = []
     for merge in _list(fields, "merges", str):
@@ -136,13 +136,13 @@ def _of_bytes(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> dict[str
             "unk_token": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": stages is _LLAMA3,  # a piece that is a token needs no merging there
+            "ignore_merges": stages is _LLAMA3,  # Llama 3 does not merge a piece that is a token
             "merges": merges,
         },
     }  # fmt: skip
 
 
-def _of_scores(
+def _sentencepiece_bpe(
     fields: Mapping[str, Any], vocabulary: dict[str, int], types: list[int]
 ) -> dict[str, Any]:
     scores = _list(fields, "scores", float, len(types))
@@ -171,11 +171,11 @@ def _of_scores(
 
 
 def _merges(vocabulary: dict[str, int], scores: list[float], types: list[int]) -> list[list[str]]:
-    """Every way to make a token of two others, the token of the highest score first."""
-    pieces = {token: id for token, id in vocabulary.items() if types[id] not in _WHOLE}
+    """All merges of two tokens into a third, by descending score of the result."""
+    pieces = {token: id for token, id in vocabulary.items() if types[id] not in _UNMERGED}
     found = []
     for token, id in pieces.items():
-        if len(token) > _LONGEST_PIECE:
+        if len(token) > _MAX_MERGED:
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmzip import models
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import ROTATED, Architecture
-from llmzip.exact.prepare import floating
+from llmzip.exact.llama import ROTATED_KEY, Architecture
+from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models.store import save_int8
 from llmzip.tokenizer import Tokens
 from llmzip.train import evaluate, loop, run
@@ -48,13 +48,13 @@ def network_of(files: models.ModelFiles) -> PreTrainedModel:
     """A float32 model of transformers with the weights of `files`, int8 ones made floats."""
     architecture = Architecture.from_config(files.config)
     attention = "llmzip_banded" if architecture.window else "sdpa"
-    left_out = ("model_type", ROTATED)
+    left_out = ("model_type", ROTATED_KEY)
     settings = {key: value for key, value in files.config.items() if key not in left_out}
     config = AutoConfig.for_model(files.config["model_type"], **settings)
     config.use_cache = False
     from_config: Any = AutoModelForCausalLM.from_config
     network: PreTrainedModel = from_config(config, attn_implementation=attention)
-    weights = {n: t.float() for n, t in floating(files.config, files.tensors).items()}
+    weights = {n: t.float() for n, t in dequantise_tensors(files.config, files.tensors).items()}
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise LlmzipError(f"the weights of {files.name} do not fit its config")

@@ -1,5 +1,4 @@
-"""An exact model over restarting windows, for any number of streams: a predictor whose bits
-depend on neither batch nor machine."""
+"""The predictor of an exact model: its bits depend neither on the batch nor on the machine."""
 
 from __future__ import annotations
 
@@ -9,143 +8,127 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmzip.errors import UnsupportedModel
-from llmzip.exact import Outline, check, fused, ops
+from llmzip.exact import ModelSpec, fused, ops, selftest
 from llmzip.exact.fused import FusedLlama
-from llmzip.exact.llama import FAMILY, ROTATED, Architecture, ExactLlama
-from llmzip.inference.base import Context, context_for, require_memory
+from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY, Architecture, ExactLlama
+from llmzip.inference.base import Context, context_for, require_memory, require_window
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
-    from llmzip.exact.convert import ExactTransformer
+    from llmzip.exact.convert.model import ExactTransformer
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
-_WORTH_CORES = 1 << 14  # activations,
-_WORTH_CORES_WHOLE = 4  # or rows, where a step is one call
+_PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate
+_PARALLEL_ROWS = 4  # rows from which they pay if a step is a single call
 
 DEFAULT_ACTIVATIONS = "a8"
 
 # levels of activations, and of queries, keys and values
-ARITHMETIC = {
-    "a8": (ops.A8_LEVELS, ops.KEY_LEVELS),
-    "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS),
-}
+ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS)}
 
 
 class ExactPredictor:
-    """An exact model over restarting windows."""
+    """An exact model with a context window that restarts, for any number of streams."""
 
     def __init__(
         self,
         model: ExactLlama | FusedLlama | ExactTransformer,
         bos: int,
         context: Context,
-        certificate: bytes = b"",
+        fingerprint: bytes = b"",
     ) -> None:
-        """`certificate` tells apart versions of a converted model's code."""
+        """`fingerprint` tells apart versions of a converted model's code."""
         self.model, self.bos, self.context = model, bos, context
-        self.vocabulary = model.outline.vocabulary
-        self.certificate = certificate
-        # whether single steps are replayed: it pays where launching kernels costs more than them
+        self.vocabulary = model.spec.vocabulary
+        self.fingerprint = fingerprint
+        # whether decode steps are replayed as a CUDA graph
         self.replays = model.device.type == "cuda"
 
     def run(self, streams: int, steps: int) -> _ExactRun:
+        """Begin `streams` streams of at most `steps` tokens each."""
         return _ExactRun(self, streams, steps)
 
     def memory(self, streams: int, steps: int) -> int:
-        o = self.model.outline
-        kept = (min(w or self.context.window, self.context.window, steps) for w in o.windows)
-        cache = sum(kept) * 2 * (o.key_values + 1) * self.model.key_bytes
-        # a step's logits and weights, and the widest activations, several times over
-        return streams * (cache + 16 * (o.vocabulary + 4 * o.widest))
+        """The bytes that such a run needs, about: KV cache, logits, frequencies, activations."""
+        spec = self.model.spec
+        limit = min(self.context.window, steps)
+        tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
+        cache = tokens * 2 * (spec.kv_size + 1) * self.model.key_bytes
+        # logits, frequencies and the largest activations, several times
+        return streams * (cache + 16 * (spec.vocabulary + 4 * spec.activation_size))
 
     def cores(self, rows: int) -> int:
-        # below some 16,000 activations calling an operation takes longer than computing it
-        worth = rows * self.model.outline.hidden_size >= _WORTH_CORES
-        if isinstance(self.model, FusedLlama) and self.model.whole:
-            worth = rows >= _WORTH_CORES_WHOLE
-        return torch.get_num_threads() if worth and self.model.device.type == "cpu" else 1
+        """How many cores `rows` tokens at a time keep busy."""
+        parallel = rows * self.model.spec.hidden_size >= _PARALLEL_ELEMENTS
+        if isinstance(self.model, FusedLlama) and self.model.single_call:
+            parallel = rows >= _PARALLEL_ROWS
+        return torch.get_num_threads() if parallel and self.model.device.type == "cpu" else 1
 
 
 def build(
     files: ModelFiles, *, activations: str, context: Context, device: str = "cpu"
 ) -> ExactPredictor:
-    """Raises UnsupportedModel if the model has no exact form or cannot fill the window."""
+    """The predictor of a model. `activations`: a key of ARITHMETIC.
+
+    Raises UnsupportedModel if the model has no exact form, does not fit into memory or has a
+    shorter context window; InexactDevice if the device deviates.
+    """
     levels, key_levels = ARITHMETIC[activations]
-    check.require_exact(device)
-    # integers that the device multiplies as floats take their place
-    size = 1 if ops.int8_pays(torch.device(device).type) else 4
-    # weights that come in int8 stay as they are
-    rotated = not files.quantised or bool(files.config.get(ROTATED))
+    selftest.require_exact(device)
+    # a device without fast int8 products holds integers in float32
+    size = 1 if ops.int8_is_faster(torch.device(device).type) else 4
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
-    form: ExactLlama | FusedLlama | ExactTransformer
-    certificate = b""
-    if files.config.get("model_type") in FAMILY:
+    require_window(_model_spec(files), context.window, files.name)
+    settings: dict[str, Any] = {
+        "levels": levels,
+        "key_levels": key_levels,
+        # weights that come in int8 stay as they are
+        "rotated": not files.quantised or bool(files.config.get(ROTATED_KEY)),
+        "device": device,
+    }
+    if files.config.get("model_type") in LLAMA_TYPES:
         architecture = Architecture.from_config(files.config)
-        _check_window(architecture.outline(), context, files.name)
-        form = ExactLlama(
-            architecture,
-            files.tensors,
-            levels=levels,
-            key_levels=key_levels,
-            rotated=rotated,
-            device=device,
-        )
-        form = fused.fused(form)
-    else:
-        from llmzip.exact import convert
+        llama = fused.fused(ExactLlama(architecture, files.tensors, **settings))
+        return ExactPredictor(llama, files.bos, context)
+    from llmzip.exact.convert.model import ExactTransformer
 
-        _check_window(convert.outline(convert.read_config(files.config)), context, files.name)
-        form = convert.ExactTransformer(
-            files.config,
-            files.tensors,
-            levels=levels,
-            key_levels=key_levels,
-            rotated=rotated,
-            device=device,
-        )
-        certificate = _certified(form, files, activations)
-    return ExactPredictor(form, files.bos, context, certificate)
-
-
-def _certified(form: ExactTransformer, files: ModelFiles, activations: str) -> bytes:
-    """The certificate; of a large model it is kept, as long as nothing that it depends on changes:
-    making it takes as long as some seconds of coding."""
-    from llmzip.exact import certify
-    from llmzip.models import cache
-
-    if sum(t.nbytes for t in files.tensors.values()) < cache.WORTH:
-        return certify.certify(form)
-    conditions = certify.conditions(form.device) + files.digest + activations.encode()
-    certificate = cache.certificate(conditions, certify.CERTIFICATE_BYTES)
-    if certificate is None:
-        certificate = certify.certify(form)
-        cache.keep_certificate(conditions, certificate)
-    return certificate
-
-
-def _check_window(outline: Outline, context: Context, name: str) -> None:
-    if None in outline.windows and context.window > outline.context:
-        raise UnsupportedModel(
-            f"{name} has a context of {outline.context} tokens, {context.window} were asked for"
-        )
+    model = ExactTransformer(files.config, files.tensors, **settings)
+    return ExactPredictor(model, files.bos, context, _fingerprint(model, files, activations))
 
 
 def default_context(files: ModelFiles, window: int | None = None) -> Context:
-    """With a `window`, that one and the overlap that belongs to it. Raises UnsupportedModel if the
-    model has no exact form by its config alone."""
-    if files.config.get("model_type") in FAMILY:
-        return context_for(Architecture.from_config(files.config).outline(), files.name, window)
-    from llmzip.exact import convert
+    """`context_for` the model. Raises UnsupportedModel if its config has no exact form."""
+    return context_for(_model_spec(files), files.name, window)
 
-    return context_for(convert.outline(convert.read_config(files.config)), files.name, window)
+
+def _model_spec(files: ModelFiles) -> ModelSpec:
+    if files.config.get("model_type") in LLAMA_TYPES:
+        return Architecture.from_config(files.config).spec()
+    from llmzip.exact.convert.config import model_spec, parse_config
+
+    return model_spec(parse_config(files.config))
+
+
+def _fingerprint(model: ExactTransformer, files: ModelFiles, activations: str) -> bytes:
+    """`verify`, which takes as long as seconds of coding; its result is cached for large models."""
+    from llmzip.exact.convert import verify
+    from llmzip.models import conversion_cache as cache
+
+    if sum(t.nbytes for t in files.tensors.values()) < cache.MIN_SOURCE_BYTES:
+        return verify.verify(model)
+    environment = verify.environment(model.device) + files.digest + activations.encode()
+    fingerprint = cache.load_fingerprint(environment, verify.FINGERPRINT_BYTES)
+    if fingerprint is None:
+        fingerprint = verify.verify(model)
+        cache.save_fingerprint(environment, fingerprint)
+    return fingerprint
 
 
 class _Replay:
-    """Single steps in shapes and places that never change; recorded once on a GPU, where a
-    step would otherwise take as long as the launch of its thousand kernels."""
+    """Decode steps in constant shapes and buffers; on a GPU they are recorded as a CUDA graph, as
+    launching a thousand kernels takes longer than running them."""
 
     def __init__(self, model: Any, cache: Any, capacity: int, streams: int) -> None:
         self._model = model
@@ -156,13 +139,13 @@ class _Replay:
 
     @torch.inference_mode()
     def start(self, cache: Any, position: int) -> None:
-        """Go on where `cache` is, after `position` tokens."""
+        """Continue from `cache`, which holds `position` tokens."""
         self._position.fill_(position)
         self._model.load_ring(self._ring, cache, position)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
-        """ids [S, 1] → logits of the next [S, V]; they stay until the next step."""
+        """ids [S, 1] → logits of the next token [S, V], valid until the next step."""
         self._ids.copy_(ids)
         if self._model.device.type != "cuda":
             logits = self._compute()
@@ -180,11 +163,11 @@ class _Replay:
         return logits
 
     def _record(self) -> None:
-        """What is computed on the way only writes the slot that the replay will write again."""
+        """Record one step. It only writes the slot that the replay will write again."""
         side = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._model.device))
         with torch.cuda.stream(side):
-            self._compute()  # fills caches of tables, and lets libraries choose their kernels
+            self._compute()  # fills caches of tables; libraries choose their kernels
         torch.cuda.current_stream(self._model.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):

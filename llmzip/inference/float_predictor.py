@@ -1,7 +1,7 @@
-"""Any causal language model in plain floating point: for the very same environment alone.
+"""The predictor of any causal language model in floating point, for one environment only.
 
-Sums are rounded in the order that a machine's libraries happen to take, so encoder and decoder
-take the same steps in the same shapes, and `environment` says what else must be the same.
+The order in which sums are rounded depends on libraries and hardware, so encoder and decoder take
+the same steps in the same shapes, and `environment` lists what else must be the same.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from llmzip.errors import InexactDevice, UnsupportedModel
-from llmzip.exact import Outline, convert
-from llmzip.exact.prepare import floating
+from llmzip.exact import ModelSpec
+from llmzip.exact.convert.config import load_network, model_spec, parse_config
+from llmzip.exact.quantise import dequantise_tensors
 from llmzip.inference.base import Context, context_for, require_memory
 from llmzip.models import ModelFiles
 
-_ATTENTION = "eager"  # the one that every architecture has
-# transformers computes some layers by these where they are installed
+_ATTENTION = "eager"  # every architecture has it
+# if installed, transformers uses these for some layers
 _KERNELS = ("kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm", "flash-attn")
 _CACHES = ("past_key_values", "cache_params", "state")  # "cache" since transformers 5.24
 
 
 def environment(device: str) -> dict[str, str]:
-    """What the bits of floating-point inference depend on, as far as we know."""
+    """What the bits of floating-point inference depend on, as far as known: name → value."""
     cuda = device != "cpu" and torch.cuda.is_available()
     return {
         "device": device,
@@ -60,21 +61,21 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-class PlainPredictor:
-    """A model of transformers as it is, in its files' precision on a GPU, in float32 on a CPU."""
+class FloatPredictor:
+    """A model of transformers, on a GPU in the precision of its files, else in float32."""
 
-    certificate = b""
+    fingerprint = b""
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
         """`device` "auto" spreads the model over all devices (accelerate's device_map)."""
-        config = convert.read_config(files.config)
+        config = parse_config(files.config)
         size = sum(
             t.numel() * (4 if device == "cpu" else t.itemsize) for t in files.tensors.values()
         )
         if device != "auto":
             require_memory(size, device, files.name)
-        tensors = floating(files.config, files.tensors)
-        network: Any = convert.build_network(config, tensors, _ATTENTION)
+        tensors = dequantise_tensors(files.config, files.tensors)
+        network: Any = load_network(config, tensors, _ATTENTION)
         try:
             if device == "cpu":
                 network = network.float()
@@ -87,29 +88,33 @@ class PlainPredictor:
         self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         self.threads = torch.get_num_threads()
 
-    def run(self, streams: int, steps: int) -> _PlainRun:
-        return _PlainRun(self, streams)
+    def run(self, streams: int, steps: int) -> _FloatRun:
+        """Begin `streams` streams."""
+        return _FloatRun(self, streams)
 
     def memory(self, streams: int, steps: int) -> int:
-        """Not known for any architecture; the weights dwarf it in most."""
+        """The bytes of logits and frequencies; the size of the KV cache is not known."""
         return streams * 16 * self.vocabulary
 
     def cores(self, rows: int) -> int:
-        return 1  # streams stay together, as their number is part of the shapes
+        """1: streams stay together, as their number is part of the shapes."""
+        return 1
 
 
 def default_context(files: ModelFiles, window: int | None = None) -> Context:
-    """Of any architecture: as the config says, or, where that says nothing, 2,048 tokens.
-    With a `window`, the overlap that belongs to it."""
-    config = convert.read_config(files.config)
+    """The context of any architecture: `window`, else that of the config, else 2,048 tokens.
+
+    Raises UnsupportedModel for an unknown architecture or a window longer than the context.
+    """
+    config = parse_config(files.config)
     try:
-        found = convert.outline(config)
+        spec = model_spec(config)
     except UnsupportedModel:
         text = config.get_text_config(decoder=True)
         context = getattr(text, "max_position_embeddings", None) or 2048
-        found = Outline(int(text.vocab_size), 0, 0, int(context), (None,), 0)
-    # sliding or not, a window restarts early: here it is fed again in one piece
-    return context_for(replace(found, windows=(None,)), files.name, window)
+        spec = ModelSpec(int(text.vocab_size), 0, 0, int(context), (None,), 0)
+    # a restart feeds the overlap in one block, so windows stay short even for sliding attention
+    return context_for(replace(spec, sliding_windows=(None,)), files.name, window)
 
 
 def _spread(network: Any) -> Any:
@@ -121,8 +126,8 @@ def _spread(network: Any) -> Any:
     )
 
 
-class _PlainRun:
-    def __init__(self, predictor: PlainPredictor, streams: int) -> None:
+class _FloatRun:
+    def __init__(self, predictor: FloatPredictor, streams: int) -> None:
         self._p, self._streams = predictor, streams
         self._recent = torch.empty(streams, 0, dtype=torch.int64)
         self._restart(self._recent)
@@ -136,19 +141,19 @@ class _PlainRun:
     @torch.inference_mode()
     def _feed(self, ids: Tensor) -> Tensor:
         """ids [S, T] → logits after the last, [S, V]."""
-        torch.set_num_threads(self._p.threads)  # a setting of each thread, and part of the shapes
+        torch.set_num_threads(self._p.threads)  # per-thread setting that changes the order of sums
         given = dict(self._cache)
-        if "cache_params" in given:  # state-space models count for themselves
+        if "cache_params" in given:  # for state-space models
             given["cache_position"] = torch.tensor([self._position])
         name = type(self._p.network).__name__
         try:
             out = self._p.network(input_ids=ids.to(self._p.network.device), use_cache=True, **given)
-        except Exception as error:  # some architectures cannot go on from a cache
+        except Exception as error:  # some architectures cannot continue from a cache
             raise UnsupportedModel(f"{name} fails in {type(error).__name__}: {error}") from None
         names = ("cache",) if out.get("cache") is not None else _CACHES
         self._cache = {n: out[n] for n in names if out.get(n) is not None}
         if not self._cache:
-            raise UnsupportedModel(f"{name} keeps no cache that steps could go on from")
+            raise UnsupportedModel(f"{name} keeps no cache to continue from")
         self._position += ids.shape[1]
         logits: Tensor = out.logits[:, -1].float().cpu()
         if not torch.isfinite(logits).all():
@@ -167,7 +172,7 @@ class _PlainRun:
         return self._feed(ids)
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
-        """As the decoder will: step by step."""
+        """In decode steps, as the decoder does."""
         yield self.first()[None]
         for t in range(1, ids.shape[1]):
             yield self.step(ids[:, t - 1])[None]

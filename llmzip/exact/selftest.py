@@ -1,7 +1,7 @@
-"""Does this device compute as IEEE-754 says? Digests of every exact operation, recomputed.
+"""Self-test of a device: digests of the result of every exact operation.
 
-The inputs are made by integer arithmetic; the digests below are part of the arithmetic
-profile and were found equal on every machine and setting tried (results/).
+Inputs come from integer arithmetic. The digests are part of the arithmetic profile; they were
+equal on every machine and setting tried (results/).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from llmzip.errors import InexactDevice
 from llmzip.exact import hadamard, ops, tables
 from llmzip.exact.attention import attend, quantise_heads
+from llmzip.exact.rotary import RotaryTable, rotary_frequencies
 
 DIGESTS = {
     "quantise weight": "20c72428306b41d3",
@@ -37,8 +38,8 @@ DIGESTS = {
 
 
 def numbers(count: int, seed: int) -> Tensor:
-    """float32 [count] between -8 and 8, of all magnitudes down to 2^-8, from an integer
-    generator (the low bits of a multiplicative congruence)."""
+    """float32 [count] between -8 and 8, of magnitudes down to 2^-8, from a multiplicative
+    congruential generator modulo 2^64 (multiplier by Knuth)."""
     state, values = seed * 2 + 1, []
     for _ in range(count):
         state = state * 6364136223846793005 % (1 << 64)
@@ -47,11 +48,11 @@ def numbers(count: int, seed: int) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def results(device: str) -> Iterator[tuple[str, Tensor]]:
-    """(name of the operation, its result) on fixed inputs."""
+def _results(device: str) -> Iterator[tuple[str, Tensor]]:
+    """(name of an operation, its result on fixed inputs)."""
     x = numbers(6 * 1200, 1).view(6, 1200).to(device)
     weight, scale = ops.quantise_weight(numbers(40 * 1200, 2).view(40, 1200).to(device))
-    bias, bias_of_norm = numbers(40, 3).to(device), numbers(1200, 5).to(device)
+    bias, norm_bias = numbers(40, 3).to(device), numbers(1200, 5).to(device)
     yield "quantise weight", weight
     for name, levels in (("a8", ops.A8_LEVELS), ("a16", ops.A16_LEVELS)):
         linear = ops.Linear(weight, scale, levels=levels, bias=bias)
@@ -60,37 +61,42 @@ def results(device: str) -> Iterator[tuple[str, Tensor]]:
     linear = ops.Linear(weight, scale, levels=ops.A8_LEVELS, block=16)
     yield "linear a8, transformed", linear(x)
     yield "Hadamard transform", hadamard.transform(x[:, :1152], 128)
-    yield "square root", ops.root(x.abs())
+    yield "square root", ops.sqrt(x.abs())
     yield "rms norm", ops.rms_norm(x, numbers(1200, 4).to(device), 1e-6)
-    yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), bias_of_norm, 1e-6)
+    yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), norm_bias, 1e-6)
     yield "silu", ops.silu(x)
-    frequencies = tables.rotary_frequencies({"rope_theta": 10000.0}, 16)
-    cos, sin = (t.to(device) for t in tables.RotaryTable(frequencies).at(70000, 20))
-    heads = ops.rotate(x[:, :960].reshape(3, 6, 20, 16), cos, sin)
+    table = RotaryTable(rotary_frequencies({"rope_theta": 10000.0}, 16))
+    cos, sin = (t.to(device) for t in table.cos_sin(70000, 20))
+    heads = ops.apply_rotary(x[:, :960].reshape(3, 6, 20, 16), cos, sin)
     yield "rotate", heads
     for levels, name in ((ops.KEY_LEVELS, ""), (ops.WIDE_KEY_LEVELS, ", wide")):
         query = quantise_heads(heads[:, :4], levels)
-        kept = (*quantise_heads(heads[:, 4:], levels), *quantise_heads(heads[:, 1:3], levels))
+        keys_values = (
+            *quantise_heads(heads[:, 4:], levels),
+            *quantise_heads(heads[:, 1:3], levels),
+        )
         for window in (None, 7):
-            yield f"attention{name}, window {window}", attend(*query, *kept, window)
+            yield f"attention{name}, window {window}", attend(*query, *keys_values, window)
     yield "logarithmic steps", torch.mul(x, tables.log2e_times(256)).round_()
 
 
-def digest(result: Tensor) -> str:
+def _digest(result: Tensor) -> str:
     data = result.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def check(device: str) -> dict[str, bool]:
-    """Name of each operation → whether its digest is the one that it must be."""
-    return {name: digest(result) == DIGESTS.get(name) for name, result in results(device)}
+def check_operations(device: str) -> dict[str, bool]:
+    """Name of each operation → whether its digest is the stored one. Raises RuntimeError or
+    AssertionError, as torch does, for a device that does not exist."""
+    return {name: _digest(result) == DIGESTS.get(name) for name, result in _results(device)}
 
 
 @cache
 def require_exact(device: str) -> None:
-    """Once a device and process. Raises InexactDevice by the name of what deviates."""
+    """Run the self-test, once per device and process. Raises InexactDevice by the names of the
+    operations that deviate."""
     try:
-        wrong = [name for name, right in check(device).items() if not right]
+        wrong = [name for name, right in check_operations(device).items() if not right]
     except (RuntimeError, AssertionError) as error:
         raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
     if wrong:

@@ -21,7 +21,7 @@ from llmzip.archive.options import Options
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import MODEL, Frame
 from llmzip.errors import CorruptArchive, LlmzipError, WrongEnvironment
-from llmzip.inference import plain
+from llmzip.inference import float_predictor
 
 CONTENT = PROSE.encode()
 
@@ -80,7 +80,7 @@ def test_the_header_records_the_environment(archive: bytes) -> None:
     header = container.Reader(io.BytesIO(archive)).model
     assert header is not None
     assert header.profile == 3 | 1 << 4
-    assert json.loads(header.environment) == plain.environment("cpu")
+    assert json.loads(header.environment) == float_predictor.environment("cpu")
     assert {"torch", "transformers", "processor", "threads", "attention"} <= set(
         json.loads(header.environment)
     )
@@ -90,8 +90,8 @@ def test_the_header_records_the_environment(archive: bytes) -> None:
 def test_another_environment_is_refused_by_name(
     name: str, archive: bytes, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = plain.environment("cpu")
-    monkeypatch.setattr(plain, "environment", lambda device: {**here, name: "other"})
+    here = float_predictor.environment("cpu")
+    monkeypatch.setattr(float_predictor, "environment", lambda device: {**here, name: "other"})
     with pytest.raises(WrongEnvironment, match=f"{name} was .*, here 'other' .*--force"):
         llmzip.decompress(archive, model=str(gpt2))
 

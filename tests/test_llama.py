@@ -25,7 +25,7 @@ from transformers import (
 
 from llmzip import models
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import check, dots, ops, tables
+from llmzip.exact import matmul, ops, selftest, tables
 from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import Architecture, ExactLlama
@@ -118,26 +118,26 @@ def test_the_fused_form_computes_the_same(kind: str, context: Context) -> None:
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     architecture = Architecture.from_config(network.config.to_dict())
     for int8 in (False, True):
-        plain = ExactLlama(
+        unfused = ExactLlama(
             architecture,
             tensors,
             levels=ops.A8_LEVELS,
             key_levels=ops.KEY_LEVELS,
             int8=int8,
         )
-        expected = _scored(plain, IDS, context)
-        quick = fused(plain)
-        assert isinstance(quick, FusedLlama)
-        assert torch.equal(_scored(quick, IDS, context), expected)
+        expected = _scored(unfused, IDS, context)
+        fast = fused(unfused)
+        assert isinstance(fast, FusedLlama)
+        assert torch.equal(_scored(fast, IDS, context), expected)
         for streams in (slice(0, 5), slice(1, 3), slice(4, 5)):
-            assert torch.equal(_stepped(quick, IDS[streams], context), expected[streams])
-        assert torch.equal(_scored(quick, IDS[:, :40], context), expected[:, :40])
+            assert torch.equal(_stepped(fast, IDS[streams], context), expected[streams])
+        assert torch.equal(_scored(fast, IDS[:, :40], context), expected[:, :40])
 
 
 @pytest.mark.parametrize("window", [None, 9, 40])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1), (8, 1)])
 def test_products_of_bytes_compute_the_same(heads: int, kv_heads: int, window: int | None) -> None:
-    """Shapes that `dots` takes, where the processor has its instruction."""
+    """Shapes that `matmul` takes, where the processor has its instruction."""
     torch.manual_seed(heads)
     shape = {
         "vocab_size": 320,
@@ -154,37 +154,37 @@ def test_products_of_bytes_compute_the_same(heads: int, kv_heads: int, window: i
     network = MistralForCausalLM(MistralConfig(**shape, sliding_window=window))
     for parameter in network.parameters():
         parameter.data += torch.randn_like(parameter) * 0.1
-    plain = ExactLlama(
+    unfused = ExactLlama(
         Architecture.from_config(network.config.to_dict()),
         {name: tensor.detach() for name, tensor in network.state_dict().items()},
         levels=ops.A8_LEVELS,
         key_levels=ops.KEY_LEVELS,
     )
-    quick = fused(plain)
-    assert isinstance(quick, FusedLlama)
-    assert quick.whole == dots.available()
+    fast = fused(unfused)
+    assert isinstance(fast, FusedLlama)
+    assert fast.single_call == matmul.available()
     context = Context(160, 40)
     ids = torch.randint(0, 320, (7, 190), generator=torch.Generator().manual_seed(3))
-    expected = _scored(plain, ids, context)
-    assert torch.equal(_scored(quick, ids, context), expected)
+    expected = _scored(unfused, ids, context)
+    assert torch.equal(_scored(fast, ids, context), expected)
     for streams in (slice(0, 7), slice(1, 3), slice(4, 5)):
-        assert torch.equal(_stepped(quick, ids[streams], context), expected[streams])
+        assert torch.equal(_stepped(fast, ids[streams], context), expected[streams])
 
 
 def test_products_of_bytes_are_exact() -> None:
-    if not dots.available():
+    if not matmul.available():
         pytest.skip("a processor without VNNI")
     chance = np.random.default_rng(1)
     for rows, inner, outer in [(1, 4, 32), (2, 36, 64), (7, 512, 96), (29, 2048, 32)]:
         weight = chance.choice(np.array([-128, -127, 127], dtype=np.int8), (outer, inner))
         q = chance.choice(np.array([-127, 127], dtype=np.int8), (rows, inner))
         expected = q.astype(np.int64) @ weight.T.astype(np.int64)
-        assert np.array_equal(dots.multiply(q, dots.packed(weight)), expected)
+        assert np.array_equal(matmul.multiply(q, matmul.pack(weight)), expected)
         p = chance.choice(np.array([0, 255], dtype=np.uint8), (2 * rows, inner))
         values = chance.integers(-127, 128, (inner, outer)).astype(np.int8)
         packed = np.ascontiguousarray(values.reshape(-1, 4, outer).swapaxes(1, 2))
         expected = p.astype(np.int64) @ values.astype(np.int64)
-        assert np.array_equal(dots.weigh(p, packed), expected)
+        assert np.array_equal(matmul.weighted_sum(p, packed), expected)
 
 
 def test_only_what_agrees_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +200,9 @@ def test_only_what_agrees_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_square_roots_are_correctly_rounded() -> None:
-    x = torch.cat([check.numbers(20000, 5).abs(), 2.0 ** torch.arange(-126, 128)])
+    x = torch.cat([selftest.numbers(20000, 5).abs(), 2.0 ** torch.arange(-126, 128)])
     x = torch.cat([x, torch.nextafter(x * x, torch.tensor(0.0)).clamp_min(2.0**-126)])
-    assert np.array_equal(ops.root(x).numpy(), np.sqrt(x.numpy()))
+    assert np.array_equal(ops.sqrt(x).numpy(), np.sqrt(x.numpy()))
 
 
 @pytest.mark.parametrize("activations", LEVELS)
@@ -266,7 +266,7 @@ def test_other_processes_with_other_instruction_sets_agree(
     report = json.loads(done.stdout)
     assert done.returncode == 0
     assert report["exact"]
-    assert len(report["checks"]) >= len(check.DIGESTS) + 3
+    assert len(report["checks"]) >= len(selftest.DIGESTS) + 3
     assert report["threads"] == int(count)
     if capability == "default":
         assert report["capability"] == "DEFAULT"
@@ -275,18 +275,18 @@ def test_other_processes_with_other_instruction_sets_agree(
 def test_a_deviating_operation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmzip.errors import InexactDevice
 
-    monkeypatch.setitem(check.DIGESTS, "silu", "0" * 16)
-    check.require_exact.cache_clear()
+    monkeypatch.setitem(selftest.DIGESTS, "silu", "0" * 16)
+    selftest.require_exact.cache_clear()
     with pytest.raises(InexactDevice, match="deviates from IEEE-754 in: silu;"):
-        check.require_exact("cpu")
-    check.require_exact.cache_clear()
+        selftest.require_exact("cpu")
+    selftest.require_exact.cache_clear()
 
 
 def test_an_unknown_device_is_refused() -> None:
     from llmzip.errors import InexactDevice
 
     with pytest.raises(InexactDevice, match="cannot be used"):
-        check.require_exact("abacus")
+        selftest.require_exact("abacus")
 
 
 def test_attention_hides_the_future_and_what_slid_away() -> None:

@@ -1,8 +1,8 @@
-"""A converted model → its certificate, or the name of the module that has no exact form.
+"""Verification of a converted model: it has a fingerprint, or a module without exact form.
 
-Every operation of the model's own forward is watched: on floats only elementwise IEEE-754
-operations, reshapes and look-ups may occur. Then the same logits must come out, bit for bit,
-whichever way the same tokens are fed. Knows nothing of particular architectures.
+Every operation of the model's own forward is audited: on floats only elementwise IEEE-754
+operations, reshapes and look-ups may occur. Then the logits must be bit-identical however the
+tokens are fed. Nothing here depends on the architecture.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact.convert import Exact, ExactTransformer, is_trusted
+from llmzip.exact.convert.model import ExactTransformer
+from llmzip.exact.convert.modules import ExactModule, is_trusted
 
-CERTIFICATE_BYTES = 4
-_TOKENS = 18  # of a stream of the probe; some models begin to slide within
-_STEPS = 6  # of them are fed one at a time
+FINGERPRINT_BYTES = 4
+_TOKENS = 18  # of each stream of the probe; longer than some sliding windows
+_STEPS = 6  # of them are decode steps
 
-# operations of PyTorch that round at most once, and the same everywhere
+# operations of PyTorch that round at most once, and identically everywhere
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "neg", "abs", "relu", "maximum", "minimum", "where", "clamp",
     "clamp_min", "clamp_max", "masked_fill", "sign", "eq", "ne", "lt", "le", "gt", "ge",
     "isnan", "square", "amax", "amin", "add_", "sub_", "mul_", "neg_", "relu_", "masked_fill_",
 }  # fmt: skip
-_MOVING = {
+_COPIES = {
     "_to_copy", "alias", "arange", "as_strided", "cat", "clone", "constant_pad_nd", "contiguous",
     "copy_", "detach", "empty", "empty_like", "expand", "fill_", "flatten", "full", "full_like",
     "gather", "index", "index_select", "embedding", "lift_fresh", "narrow", "new_empty",
@@ -43,59 +44,61 @@ _MOVING = {
 }  # fmt: skip
 
 
-def certify(model: ExactTransformer) -> bytes:
-    """Raises UnsupportedModel by the name of what has no exact form; else the digest of the
-    probe's logits, which tells apart versions that compute the model differently."""
-    _require_stored(model.network)
-    o = model.outline
-    count = min(_TOKENS, o.context)
-    ids = torch.arange(1, 2 * count + 1) * 7919 % min(o.vocabulary, 9973)
+def verify(model: ExactTransformer) -> bytes:
+    """The fingerprint of a model: BLAKE2b of the logits of a probe, FINGERPRINT_BYTES long.
+
+    It differs between versions of transformers that compute the model differently. Raises
+    UnsupportedModel by the name of the module that has no exact form.
+    """
+    _require_no_computed_tables(model.network)
+    spec = model.spec
+    count = min(_TOKENS, spec.context)
+    ids = torch.arange(1, 2 * count + 1) * 7919 % min(spec.vocabulary, 9973)
     ids = ids.view(2, count).to(model.device)
     with _Audit() as audit:
         try:
-            whole = model.whole(ids, model.new_cache(2, count), 0)
+            expected = model.full_forward(ids, model.new_cache(2, count), 0)
         except UnsupportedModel:
             raise
-        except Exception as error:  # what a model makes of a cache that it does not expect
+        except Exception as error:  # a model that cannot work with this cache
             raise UnsupportedModel(
                 f"{audit.innermost} has no exact form: it uses the mask or the cache in a way that "
                 f"the conversion does not know ({error}); --same-environment takes it as it is"
             ) from None
     name = type(model.network).__name__
-    if not torch.isfinite(whole).all():
+    if not torch.isfinite(expected).all():
         raise UnsupportedModel(f"the logits of {name} are not finite")
-    ways = {
+    feeds = {
         "body and head by themselves": _fed(model, ids, [count]),
         "single steps": _fed(model, ids, [count - _STEPS] + [1] * _STEPS),
         "other blocks": _fed(model, ids, [5, count - 5]),
         "another batch": _fed(model, ids[1:], [count]),
         "fewer tokens": _fed(model, ids[:, : count - 3], [count - 3]),
     }
-    for way, logits in ways.items():
-        same = whole[2 - len(logits) :, : logits.shape[1]]
-        if not torch.equal(logits, same):
-            raise UnsupportedModel(f"{name} has no exact form: {way} give other logits")
-    data = whole.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(data, digest_size=CERTIFICATE_BYTES).digest()
+    for feed, logits in feeds.items():
+        if not torch.equal(logits, expected[2 - len(logits) :, : logits.shape[1]]):
+            raise UnsupportedModel(f"{name} has no exact form: {feed} give other logits")
+    data = expected.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=FINGERPRINT_BYTES).digest()
 
 
-def conditions(device: torch.device) -> bytes:
-    """What, beside the model, a certificate depends on: versions of libraries and of this package,
-    the device and its instructions."""
-    code = [(path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    told = [
+def environment(device: torch.device) -> bytes:
+    """What a fingerprint depends on besides the model: versions of the libraries and of this
+    package, device, instruction set."""
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    versions = [
         torch.__version__,
         transformers.__version__,
         platform.machine(),
         torch.cuda.get_device_name(device) if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability(),
-        [(name, found.st_size, found.st_mtime_ns) for name, found in code],
+        [(f.name, status.st_size, status.st_mtime_ns) for f in files for status in [f.stat()]],
     ]  # fmt: skip
-    return repr(told).encode()
+    return repr(versions).encode()
 
 
 def _fed(model: ExactTransformer, ids: Tensor, blocks: list[int]) -> Tensor:
-    """Logits [S, T, V] of ids fed in blocks of these sizes."""
+    """Logits [S, T, V] of ids [S, T], fed in blocks of these lengths."""
     cache, parts, position = model.new_cache(*ids.shape), [], 0
     for block in torch.split(ids, blocks, 1):
         hidden = model.forward(block, cache, position)
@@ -104,11 +107,11 @@ def _fed(model: ExactTransformer, ids: Tensor, blocks: list[int]) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _require_stored(network: nn.Module) -> None:
-    """Tables that a module computed when it was made are as exact as the machine's library."""
-    inside = {part for m in network.modules() if isinstance(m, Exact) for part in m.modules()}
+def _require_no_computed_tables(network: nn.Module) -> None:
+    """Refuse buffers that a module computed at construction, by functions of the C library."""
+    exact = {part for m in network.modules() if isinstance(m, ExactModule) for part in m.modules()}
     for module in network.modules():
-        for name in () if module in inside else module._non_persistent_buffers_set:
+        for name in () if module in exact else module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)
             if buffer is not None and buffer.is_floating_point() and buffer.numel() > 1:
                 raise UnsupportedModel(
@@ -118,7 +121,7 @@ def _require_stored(network: nn.Module) -> None:
 
 
 class _Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations on floats that are not known to be the same everywhere."""
+    """Refuses operations on floats that are not known to be bit-identical everywhere."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -126,7 +129,7 @@ class _Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def innermost(self) -> str:
-        """The class of the module that is running."""
+        """The class name of the running module."""
         return type(self._running[-1]).__name__ if self._running else "the model"
 
     def __enter__(self) -> _Audit:
@@ -143,11 +146,11 @@ class _Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
             hook.remove()
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
-        if not isinstance(module, Exact):
+        if not isinstance(module, ExactModule):
             self._running.append(module)
 
     def _end(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if not isinstance(module, Exact):
+        if not isinstance(module, ExactModule):
             self._running.pop()
 
     def __torch_dispatch__(
@@ -168,13 +171,13 @@ def _is_safe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if name == "pow":
         return bool(args[1] == 2)
     if name in ("div", "div_"):  # some devices multiply by the reciprocal of a constant instead
-        whole = isinstance(args[1], Tensor) and args[1].ndim > 0
-        return whole or _is_power_of_two(args[1])
+        by_tensor = isinstance(args[1], Tensor) and args[1].ndim > 0
+        return by_tensor or _is_power_of_two(args[1])
     if name in ("add", "sub", "rsub", "add_", "sub_") and kwargs.get("alpha", 1) != 1:
         return False
     if name == "dropout" and args[2]:
         return False
-    return name in _ELEMENTWISE or name in _MOVING
+    return name in _ELEMENTWISE or name in _COPIES
 
 
 def _is_power_of_two(number: Any) -> bool:

@@ -1,8 +1,7 @@
-"""A byte-pair tokenizer.json ↔ a smaller JSON that says nothing twice.
+"""A byte-pair tokenizer.json ↔ a smaller JSON without redundancy.
 
-The vocabulary of most such tokenizers follows from its first tokens and the merges, in their
-order; only these are kept, a merge as one string. Expanding gives the parsed JSON back, exactly,
-and with it the model's digest.
+Most vocabularies follow from their first tokens and the merges, in order; only these are stored,
+and a merge becomes one string. Expanding gives the parsed JSON back exactly, hence the same digest.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ NAME = "tokenizer.compact.json"
 
 
 def compact(tokenizer: dict[str, Any]) -> dict[str, Any] | None:
-    """The smaller form; None where it would not give the same back."""
+    """The compact form of a parsed tokenizer.json; None if it cannot be expanded again."""
     try:
         model = tokenizer["model"]
         first = len(model["vocab"]) - len(model["merges"])
-        names = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         merges = [" ".join(pair) for pair in model["merges"]]
-        small = {**tokenizer, "model": {**model, "vocab": names[:first], "merges": merges}}
+        small = {**tokenizer, "model": {**model, "vocab": tokens[:first], "merges": merges}}
         return small if expand(small) == tokenizer else None
     except (KeyError, TypeError, ValueError, AttributeError, UnsupportedModel):
         return None
 
 
 def expand(small: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer.json that a compact form stands for. Raises UnsupportedModel."""
+    """The inverse of `compact`. Raises UnsupportedModel."""
     try:
         model = small["model"]
         pairs = [merge.split(" ") for merge in model["merges"]]
-        names = model["vocab"] + [left + right for left, right in pairs]
-        vocabulary = {name: id for id, name in enumerate(names)}
+        tokens = model["vocab"] + [left + right for left, right in pairs]
+        vocabulary = {token: id for id, token in enumerate(tokens)}
         return {**small, "model": {**model, "vocab": vocabulary, "merges": pairs}}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UnsupportedModel(f"{NAME} is malformed") from None

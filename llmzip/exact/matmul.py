@@ -1,9 +1,9 @@
-"""Exact products of 8-bit integers by the instruction that processors have for them.
+"""Exact matrix products of 8-bit integers with the instruction VPDPBUSD (AVX512-VNNI).
 
-VPDPBUSD multiplies 16 times 4 bytes without sign by 4 with, and adds each four to a 32-bit
-integer. Numba's loops are not turned into it, so it is named here, and inlined into them: a whole
-step of a model then runs without coming back to Python. Weights are kept as w + 128 in the order in
-which they are read; what that adds to a sum, 128 times the sum of the row, is where sums start.
+VPDPBUSD multiplies 16 groups of 4 unsigned bytes by 4 signed ones and adds the products of each
+group to a 32-bit integer. LLVM does not generate it from numba's loops, so an intrinsic inlines it:
+a whole step of a model then runs without returning to Python. Weights are stored as w + 128, in the
+order in which they are read; sums start at -128 · Σ q of the row, which compensates for that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fits(weight: np.ndarray) -> bool:
     return bool(outputs % MULTIPLE == 0 and inputs % 4 == 0)
 
 
-def packed(weight: np.ndarray) -> np.ndarray:
+def pack(weight: np.ndarray) -> np.ndarray:
     """int8 weights [..., N, K] → uint8 [..., N / 16, K / 4, 64]."""
     *before, n, k = weight.shape
     shifted = (weight.view(np.uint8) ^ np.uint8(_OFFSET)).reshape(*before, -1, _LANES, k // 4, 4)
@@ -84,7 +84,7 @@ def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def weigh(p: np.ndarray, values: np.ndarray) -> np.ndarray:
+def weighted_sum(p: np.ndarray, values: np.ndarray) -> np.ndarray:
     """uint8 [R, n] · int8 values [n / 4, D, 4] → int32 [R, D]."""
     rows, (quads, dim, _) = len(p), values.shape
     total = np.empty((rows, dim), dtype=np.int32)
@@ -111,33 +111,33 @@ def weigh(p: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _tile(rows: int, signed: bool = True) -> Callable[..., Any]:
-    """The products of so many rows with one pair of blocks, sums held in registers.
+    """An intrinsic that multiplies `rows` rows by one pair of blocks, with sums in registers.
 
-    Arguments are addresses, and steps in bytes: x, its step, weights, their step from four inputs
-    to the next four, from one block to the next, K / 4, start of each row's sums, output, its step.
-    Either x has signs or the weights have.
+    Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
+    groups of 4 inputs, and between blocks; K / 4; start of each row's sums; output, its stride.
+    If `signed`, x is signed and the weights are unsigned; otherwise the reverse.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, stride, weights, step, size, quads, starts, out, pitch = arguments
-        lane, wide = ir.IntType(32), ir.VectorType(ir.IntType(32), _LANES)
+        lane, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), _LANES)
         number = ir.IntType(64)
-        dot = builder.module.declare_intrinsic(
-            "llvm.x86.avx512.vpdpbusd.512", (), ir.FunctionType(wide, [wide, wide, wide])
+        vpdpbusd = builder.module.declare_intrinsic(
+            "llvm.x86.avx512.vpdpbusd.512", (), ir.FunctionType(vector, [vector, vector, vector])
         )
 
         def load(address: Any, kind: Any) -> Any:
             return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
 
-        def everywhere(value: Any) -> Any:
-            first = builder.insert_element(ir.Constant(wide, ir.Undefined), value, lane(0))
+        def broadcast(value: Any) -> Any:
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, lane(0))
             mask = ir.Constant(ir.VectorType(lane, _LANES), [0] * _LANES)
-            return builder.shuffle_vector(first, ir.Constant(wide, ir.Undefined), mask)
+            return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
 
         def plus(address: Any, step: Any, count: int) -> Any:
             return builder.add(address, builder.mul(step, number(count)))
 
-        begin = [everywhere(load(plus(starts, number(4), r), lane)) for r in range(rows)]
+        initial = [broadcast(load(plus(starts, number(4), r), lane)) for r in range(rows)]
         before = builder.block
         loop = builder.append_basic_block("quads")
         after = builder.append_basic_block("after")
@@ -148,29 +148,29 @@ def _tile(rows: int, signed: bool = True) -> Callable[..., Any]:
         sums = []
         for r in range(rows):
             for _ in range(_PAIR):
-                phi = builder.phi(wide)
-                phi.add_incoming(begin[r], before)
+                phi = builder.phi(vector)
+                phi.add_incoming(initial[r], before)
                 sums.append(phi)
         at = builder.add(weights, builder.mul(i, step))
-        w = [load(plus(at, size, b), wide) for b in range(_PAIR)]
+        w = [load(plus(at, size, b), vector) for b in range(_PAIR)]
         at = builder.add(x, builder.mul(i, number(4)))
-        fresh = []
+        updated = []
         for r in range(rows):
-            four = everywhere(load(plus(at, stride, r), lane))
+            inputs = broadcast(load(plus(at, stride, r), lane))
             for b in range(_PAIR):
-                factors = [w[b], four] if signed else [four, w[b]]  # the second has signs
-                fresh.append(builder.call(dot, [sums[r * _PAIR + b], *factors]))
-        following = builder.add(i, number(1))
-        i.add_incoming(following, loop)
-        for phi, value in zip(sums, fresh, strict=True):
+                factors = [w[b], inputs] if signed else [inputs, w[b]]  # the second is signed
+                updated.append(builder.call(vpdpbusd, [sums[r * _PAIR + b], *factors]))
+        next_i = builder.add(i, number(1))
+        i.add_incoming(next_i, loop)
+        for phi, value in zip(sums, updated, strict=True):
             phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, quads), loop, after)
+        builder.cbranch(builder.icmp_signed("<", next_i, quads), loop, after)
         builder.position_at_end(after)
         for r in range(rows):
             for b in range(_PAIR):
                 address = plus(plus(out, pitch, r), number(64), b)
-                place = builder.inttoptr(address, wide.as_pointer())
-                builder.store(fresh[r * _PAIR + b], place, align=1)
+                pointer = builder.inttoptr(address, vector.as_pointer())
+                builder.store(updated[r * _PAIR + b], pointer, align=1)
         return context.get_dummy_value()
 
     def tile(

@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 import llmzip
 from llmzip import folders, inference, models
 from llmzip.archive import resolve
-from llmzip.exact import prepare
-from llmzip.models import cache
-from llmzip.models.store import save
+from llmzip.exact import quantise
+from llmzip.models import conversion_cache as cache
+from llmzip.models.model_folder import save
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test that takes small models too."""
     monkeypatch.setenv("LLMZIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "WORTH", 0)
+    monkeypatch.setattr(cache, "MIN_SOURCE_BYTES", 0)
     return tmp_path / "cache"
 
 
@@ -45,10 +45,10 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(*arguments: Any, **options: Any) -> Any:
         found.append("")
-        return prepared(*arguments, **options)
+        return original(*arguments, **options)
 
-    prepared = prepare.prepared
-    monkeypatch.setattr(prepare, "prepared", counted)
+    original = quantise.quantise_tensors
+    monkeypatch.setattr(quantise, "quantise_tensors", counted)
     return found
 
 
@@ -62,13 +62,13 @@ def same(one: models.ModelFiles, other: models.ModelFiles) -> bool:
     )
 
 
-def test_converted_once(model: str, conversions: list[str], kept: Path) -> None:
+def test_converted_once(model: str, conversions: list[str], cache_path: Path) -> None:
     first = models.load(model, exact=True)
     assert len(conversions) == 1
     assert same(models.load(model, exact=True), first)
     assert len(conversions) == 1
     assert cache.size() > 100_000
-    assert not list(kept.glob("*/.*"))
+    assert not list(cache_path.glob("*/.*"))
     cache.clean()
     assert cache.size() == 0
     assert same(models.load(model, exact=True), first)
@@ -155,12 +155,12 @@ def _spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["gone", "empty", "folder", "deep", "huge header", "other JSON", "a bit"]
 )
-def test_damage_is_as_good_as_absence(model: str, kept: Path, file: str, how: str) -> None:
+def test_damage_is_as_good_as_absence(model: str, cache_path: Path, file: str, how: str) -> None:
     first = models.load(model, exact=True)
-    place = next(kept.glob("sources/*" if file == "sources" else f"converted/*/{file}"))
-    _spoil(place, how)
+    path = next(cache_path.glob("sources/*" if file == "sources" else f"converted/*/{file}"))
+    _spoil(path, how)
     assert same(models.load(model, exact=True), first)
-    assert same(models.load(model, exact=True), first)  # and what was made anew is whole
+    assert same(models.load(model, exact=True), first)  # and the new entry is complete
 
 
 def test_a_folder_that_cannot_be_written(
@@ -168,66 +168,66 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     expected = models.load(model, exact=True)
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
-        monkeypatch.setenv("LLMZIP_CACHE", str(place))
+    for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+        monkeypatch.setenv("LLMZIP_CACHE", str(path))
         assert same(models.load(model, exact=True), expected)
         assert cache.size() == 0
 
 
-def test_a_full_disk(model: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(model: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     models.load(model, exact=True)
-    assert not list(kept.glob("converted/*"))
-    assert not list(kept.glob("converted/.*"))
+    assert not list(cache_path.glob("converted/*"))
+    assert not list(cache_path.glob("converted/.*"))
 
 
 def test_a_disk_that_is_almost_full(
-    model: str, kept: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 100_000))
     models.load(model, exact=True)
-    assert not list(kept.glob("converted/*"))
+    assert not list(cache_path.glob("converted/*"))
 
 
 def test_small_and_embedded_ones_are_not_kept(
-    kept: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    cache_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "WORTH", 8 << 20)
+    monkeypatch.setattr(cache, "MIN_SOURCE_BYTES", 8 << 20)
     models.load(model, exact=True)
     models.load(models.DEFAULT, exact=True)
     models.load(str(TINY), exact=True)  # in int8 already
-    assert not kept.exists()
+    assert not cache_path.exists()
 
 
-def test_certificates(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that transformers computes is certified once, and again where anything differs."""
+def test_fingerprints(tmp_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that transformers computes is verified once, and again where anything differs."""
     import families
 
-    from llmzip.exact import certify
+    from llmzip.exact.convert import verify
 
     folder = tmp_path / "gpt2"
     families.save(families.build(*families.FAMILIES["gpt2"]), folder)
     asked: list[Any] = []
-    certified = certify.certify
-    monkeypatch.setattr(certify, "certify", lambda form: asked.append(form) or certified(form))
+    original = verify.verify
+    monkeypatch.setattr(verify, "verify", lambda form: asked.append(form) or original(form))
 
-    def certificate() -> bytes:
+    def fingerprint() -> bytes:
         files = models.load(str(folder), exact=True)
         context = inference.Context(64, 32)
-        return inference.build(files, activations="a8", context=context).certificate
+        return inference.build(files, activations="a8", context=context).fingerprint
 
-    first = certificate()
-    assert certificate() == first
+    first = fingerprint()
+    assert fingerprint() == first
     assert len(asked) == 1
-    monkeypatch.setattr(certify.transformers, "__version__", "9")
-    assert certificate() == first
+    monkeypatch.setattr(verify.transformers, "__version__", "9")
+    assert fingerprint() == first
     assert len(asked) == 2
-    for note in kept.glob("certificates/*"):
-        note.write_text("no certificate")
-    assert certificate() == first
+    for note in cache_path.glob("fingerprints/*"):
+        note.write_text("no fingerprint")
+    assert fingerprint() == first
     assert len(asked) == 3
 
 

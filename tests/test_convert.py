@@ -21,7 +21,10 @@ from transformers import PreTrainedModel
 import llmzip
 from llmzip import inference, models
 from llmzip.errors import UnsupportedModel, WrongModel
-from llmzip.exact import certify, convert, ops, tables
+from llmzip.exact import ops, tables
+from llmzip.exact.convert import verify
+from llmzip.exact.convert.config import load_network, parse_config
+from llmzip.exact.convert.model import ExactTransformer, make_exact
 from llmzip.inference import Context
 
 # all of them are compared in every way; these, which every mechanism is in, on other settings too
@@ -33,15 +36,15 @@ IDS = torch.randint(0, VOCABULARY, (4, 70), generator=torch.Generator().manual_s
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A family's name → a folder with its briefly trained model."""
-    home = tmp_path_factory.mktemp("families")
+    root = tmp_path_factory.mktemp("families")
     ids = tokenise(PROSE.encode() * 3)
 
     def make(name: str) -> Path:
-        if not (home / name).exists():
+        if not (root / name).exists():
             network = build(*FAMILIES[name])
             train(network, ids, steps=40)
-            save(network, home / name)
-        return home / name
+            save(network, root / name)
+        return root / name
 
     return make
 
@@ -132,9 +135,7 @@ def _digests(names: list[str], folders: list[str]) -> dict[str, str]:
 def test_threads_and_instruction_sets_agree(folder_of: Callable[[str], Path]) -> None:
     names, folders = list(CORE), [str(folder_of(name)) for name in CORE]
     expected = _digests(names, folders)
-    code = (
-        f"import json, test_architectures as t; print(json.dumps(t._digests({names}, {folders})))"
-    )
+    code = f"import json, test_convert as t; print(json.dumps(t._digests({names}, {folders})))"
     for capability, threads in (("default", "1"), ("avx2", "2")):
         environment = {
             **os.environ,
@@ -151,7 +152,7 @@ def test_float_and_int8_products_agree(name: str, folder_of: Callable[[str], Pat
     files = models.load(str(folder_of(name)))
     results = []
     for int8 in (False, True):
-        model = convert.ExactTransformer(files.config, files.tensors, int8=int8)
+        model = ExactTransformer(files.config, files.tensors, int8=int8)
         results.append(model.whole(IDS, model.new_cache(*IDS.shape), 0))
     assert torch.equal(*results)
 
@@ -162,7 +163,7 @@ def test_a_converted_llama_is_the_llama_of_our_own(
 ) -> None:
     files = models.load(str(folder_of(name)))
     own = _predictor(folder_of(name))
-    form = convert.ExactTransformer(files.config, files.tensors, rotated=True)
+    form = ExactTransformer(files.config, files.tensors, rotated=True)
     converted = inference.ExactPredictor(form, files.bos, own.context)
     assert torch.equal(_scored(own, IDS), _scored(converted, IDS))
 
@@ -206,37 +207,37 @@ class _Sneaky(nn.Module):
         ("rand_like", lambda x: x + torch.rand_like(x)),
     ],
 )
-def test_the_certificate_finds_what_hides_in_a_forward(
+def test_verify_finds_what_hides_in_a_forward(
     operation: str, change: Callable[[Tensor], Tensor], folder_of: Callable[[str], Path]
 ) -> None:
     files = models.load(str(folder_of("qwen2")))
-    model = convert.ExactTransformer(files.config, files.tensors)
-    certify.certify(model)
+    model = ExactTransformer(files.config, files.tensors)
+    verify.verify(model)
     layer = model.network.model.layers[1]
     layer.mlp = _Sneaky(layer.mlp, change)
     with pytest.raises(UnsupportedModel, match=f"_Sneaky has no exact form: .*'({operation})"):
-        certify.certify(model)
+        verify.verify(model)
 
 
-def test_the_certificate_finds_what_depends_on_the_batch(folder_of: Callable[[str], Path]) -> None:
+def test_verify_finds_what_depends_on_the_batch(folder_of: Callable[[str], Path]) -> None:
     """Only IEEE operations, and yet another result for another batch, or for padding."""
     files = models.load(str(folder_of("qwen2")))
     for way, change in (
         ("another batch", lambda x: x + x[:1]),
         ("fewer tokens", lambda x: x + x[:, -1:]),
     ):
-        model = convert.ExactTransformer(files.config, files.tensors)
+        model = ExactTransformer(files.config, files.tensors)
         layer = model.network.model.layers[1]
         layer.mlp = _Sneaky(layer.mlp, change)
         with pytest.raises(UnsupportedModel, match="other logits") as e:
-            certify.certify(model)
+            verify.verify(model)
         assert way in str(e.value) or "steps" in str(e.value) or "blocks" in str(e.value)
 
 
-def test_the_certificate_is_the_same_everywhere(folder_of: Callable[[str], Path]) -> None:
-    assert _predictor(folder_of("gpt2")).certificate == _predictor(folder_of("gpt2")).certificate
-    assert len(_predictor(folder_of("gpt2")).certificate) == 4
-    assert _predictor(folder_of("llama")).certificate == b""
+def test_the_fingerprint_is_the_same_everywhere(folder_of: Callable[[str], Path]) -> None:
+    assert _predictor(folder_of("gpt2")).fingerprint == _predictor(folder_of("gpt2")).fingerprint
+    assert len(_predictor(folder_of("gpt2")).fingerprint) == 4
+    assert _predictor(folder_of("llama")).fingerprint == b""
 
 
 def test_another_version_of_the_models_code_is_told_apart(
@@ -247,7 +248,7 @@ def test_another_version_of_the_models_code_is_told_apart(
     folder = str(folder_of("gpt2"))
     archive = llmzip.compress(PROSE.encode(), model=folder)
     resolve.ready.clear()
-    monkeypatch.setattr(certify, "certify", lambda model: b"else")
+    monkeypatch.setattr(verify, "verify", lambda model: b"else")
     with pytest.raises(WrongModel, match=r"transformers .* computes .* otherwise"):
         llmzip.decompress(archive, model=folder)
     resolve.ready.clear()
@@ -285,7 +286,7 @@ def test_half_precision_checkpoints_are_not_copied(
     save(network, tmp_path)
     files = models.load(str(tmp_path))
     assert {t.dtype for t in files.tensors.values()} == {torch.bfloat16}
-    built = convert.build_network(convert.read_config(files.config), files.tensors, "eager")
+    built = load_network(parse_config(files.config), files.tensors, "eager")
     shared = {t.data_ptr() for t in files.tensors.values()}
     assert all(p.data_ptr() in shared for p in built.parameters())
     archive = llmzip.compress(PROSE.encode(), model=str(tmp_path))
@@ -392,9 +393,9 @@ def test_layer_norm_is_near_to_torch() -> None:
 
 
 def test_a_model_may_be_converted_in_place() -> None:
-    """`exactify` is all that an architecture of one's own needs."""
+    """`make_exact` is all that an architecture of one's own needs."""
     network: PreTrainedModel = build(*FAMILIES["olmo2"])
-    convert.exactify(network, levels=ops.A16_LEVELS)
+    make_exact(network, levels=ops.A16_LEVELS)
     names = {type(module).__name__ for module in network.modules()}
     assert {"ExactLinear", "ExactNorm", "ExactActivation", "ExactRotary"} <= names
     assert "Linear" not in names

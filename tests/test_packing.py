@@ -21,7 +21,8 @@ from safetensors.torch import save
 
 from llmzip import models
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, UnsupportedModel
-from llmzip.models import compact, packing
+from llmzip.models import compact_tokenizer, packing
+from llmzip.models.packing import layout
 from llmzip.models.store import save_int8
 
 DTYPES = {
@@ -131,8 +132,8 @@ def test_other_files_are_refused(content: bytes) -> None:
 
 def test_several_blocks_and_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     content = weights(torch.bfloat16)
-    monkeypatch.setattr(packing, "_PIECE_ELEMENTS", 4096)  # of the writer in this process alone
-    monkeypatch.setattr(packing, "BLOCK_LIMIT", 1 << 14)
+    monkeypatch.setattr(layout, "CHUNK_ELEMENTS", 4096)  # of the writer in this process alone
+    monkeypatch.setattr(layout, "BLOCK_LIMIT", 1 << 14)
     small = packed(content)
     assert packed(content, workers=2) == small
     assert unpacked(small, workers=2) == content
@@ -156,23 +157,24 @@ def test_damage_whose_checks_are_right_is_an_error_of_ours() -> None:
     import zstandard
 
     small = packed(weights(torch.int8, 32, 32))
-    head = packing._HEAD.size + packing._BLOCK.size
-    content, side, side_packed, raw, _, _ = packing._BLOCK.unpack(small[packing._HEAD.size : head])
-    payload = small[head : -packing._HASH_BYTES]
-    plain = bytearray(zstandard.ZstdDecompressor().decompress(payload[:side_packed]))
-    rest = payload[side_packed:]
+    head = layout.HEADER.size + layout.BLOCK_HEADER.size
+    lengths = layout.BLOCK_HEADER.unpack(small[layout.HEADER.size : head])
+    content, side, side_compressed, raw, _, _ = lengths
+    payload = small[head : -layout.HASH_BYTES]
+    original = bytearray(zstandard.ZstdDecompressor().decompress(payload[:side_compressed]))
+    rest = payload[side_compressed:]
     chance = random.Random(1)
     refused = 0
     for _ in range(300):
-        bad = bytearray(plain)
+        bad = bytearray(original)
         for _ in range(chance.randint(1, 3)):
             bad[chance.randrange(min(80, len(bad)))] = chance.randrange(256)
-        squeezed = zstandard.ZstdCompressor().compress(bytes(bad))
-        lengths = struct.pack("<5I", content, side, len(squeezed), raw, len(rest) - raw)
-        body = squeezed + rest
+        compressed = zstandard.ZstdCompressor().compress(bytes(bad))
+        lengths = struct.pack("<5I", content, side, len(compressed), raw, len(rest) - raw)
+        body = compressed + rest
         check = hashlib.blake2b(lengths + body, digest_size=4).digest()
-        end = small[-packing._HASH_BYTES :]
-        forged = small[: packing._HEAD.size] + lengths + check + body + end
+        end = small[-layout.HASH_BYTES :]
+        forged = small[: layout.HEADER.size] + lengths + check + body + end
         try:
             unpacked(forged)
         except LlmzipError:
@@ -209,7 +211,7 @@ def test_a_packed_model_is_the_same_model(tmp_path: Path) -> None:
     save_int8(str(source), tmp_path / "plain")
     save_int8(str(source), tmp_path / "small", packed=True)
     names = {path.name for path in (tmp_path / "small").iterdir()}
-    assert names == {"config.json", compact.NAME, "model.safetensors.llmzw"}
+    assert names == {"config.json", compact_tokenizer.NAME, "model.safetensors.llmzw"}
     plain, small = models.load(str(tmp_path / "plain")), models.load(str(tmp_path / "small"))
     assert small.digest == plain.digest
     assert json.loads(small.tokenizer_json) == json.loads(plain.tokenizer_json)
@@ -233,27 +235,29 @@ def test_packed_weights_that_would_fill_the_memory_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize("name", models.EMBEDDED)
 def test_tokenizers_of_embedded_models_have_a_compact_form(name: str) -> None:
     tokenizer = json.loads(models.load(name).tokenizer_json)
-    small = compact.compact(tokenizer)
+    small = compact_tokenizer.compact(tokenizer)
     assert small is not None
-    assert compact.expand(json.loads(json.dumps(small))) == tokenizer
+    assert compact_tokenizer.expand(json.loads(json.dumps(small))) == tokenizer
     assert len(json.dumps(small)) < 0.5 * len(json.dumps(tokenizer))
 
 
 def test_tokenizers_whose_vocabulary_does_not_follow_stay_as_they_are() -> None:
     vocabulary = {"a": 0, "b": 1, "ab": 2}
     model = {"vocab": vocabulary, "merges": [["a", "b"]]}
-    assert compact.compact({"model": model}) is not None
-    assert compact.compact({"model": {**model, "vocab": {"a": 2, "b": 1, "ab": 0}}}) is None
-    assert compact.compact({"model": {**model, "vocab": {**vocabulary, "ab": 7}}}) is None
-    assert compact.compact({"model": {"vocab": [["a", -1.0]]}}) is None
+    assert compact_tokenizer.compact({"model": model}) is not None
+    assert (
+        compact_tokenizer.compact({"model": {**model, "vocab": {"a": 2, "b": 1, "ab": 0}}}) is None
+    )
+    assert compact_tokenizer.compact({"model": {**model, "vocab": {**vocabulary, "ab": 7}}}) is None
+    assert compact_tokenizer.compact({"model": {"vocab": [["a", -1.0]]}}) is None
     for bad in ({}, {"model": 1}, {"model": {"vocab": "a", "merges": [1]}}):
         with pytest.raises(UnsupportedModel, match="malformed"):
-            compact.expand(bad)
+            compact_tokenizer.expand(bad)
 
 
 @pytest.mark.parametrize("name", ["nano", "small"])
 def test_embedded_models_unpack_in_little_time(name: str) -> None:
-    weights = models.shipped(name)[-1]
+    weights = models.model_paths(name)[-1]
     if weights.suffix != ".safetensors":
         pytest.skip("shipped in packed form")
     small = packed(weights.read_bytes())
