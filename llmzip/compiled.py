@@ -30,6 +30,12 @@ def compiled(function: Function) -> Function:
     return _compiled(function)
 
 
+def inlined(function: Function) -> Function:
+    """A part of compiled functions, inlined where it is called."""
+    result: Function = njit(forceinline=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    return result
+
+
 def compiled_for_integers(function: Function) -> Function:
     """`compiled`, for floats that hold integers with exact sums: any order of summation and any
     contraction gives the same."""

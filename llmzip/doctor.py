@@ -27,7 +27,7 @@ def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dic
     import torch
 
     from llmzip import inference, models
-    from llmzip.inference.frequencies import SymbolLayout
+    from llmzip.inference.frequencies import TokenFrequencies
     from llmzip.tokenizer import Tokens
 
     files = models.load(name)
@@ -36,12 +36,12 @@ def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dic
     for activations in kinds:
         model = inference.build(files, activations=activations, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        layout = SymbolLayout(model.vocabulary, tokens.size)
+        every = TokenFrequencies(model.vocabulary, np.arange(tokens.size))
         ids = tokens.encode(PROBE).astype(np.int64)
         table = torch.from_numpy(ids[: len(ids) // 2 * 2].reshape(2, -1))
         hasher = hashlib.blake2b(digest_size=16)
         for logits in model.run(*table.shape).score(table):
-            frequencies = layout.frequencies(logits.reshape(-1, model.vocabulary)).table()
+            frequencies = every.of(logits.reshape(-1, model.vocabulary))
             hasher.update(frequencies.astype("<i4").tobytes())
         digests[activations] = hasher.hexdigest()
     return digests

@@ -15,6 +15,7 @@ from llmzip.errors import CorruptArchive
 
 # Without perfect=… constriction prints a warning to stdout, where the data may be going.
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
+_BIT = constriction.stream.model.Bernoulli(perfect=False)
 WORD_BYTES = 4
 _STATE_BITS, _WORD_BITS = 64, 32  # of constriction's range coder
 
@@ -32,6 +33,10 @@ class Encoder:
     def put_alike(self, symbols: np.ndarray, weights: np.ndarray) -> None:
         """symbols int32 [n], each below K, all by the same weights float64 [K]."""
         self._encoder.encode(symbols, _alike(weights))
+
+    def put_bits(self, bits: np.ndarray, probabilities: np.ndarray) -> None:
+        """bits uint8 [n]; probabilities uint16 [n]: that of a one is p / 2^16, 1 ≤ p."""
+        self._encoder.encode(bits.astype(np.int32), _BIT, probabilities / 65536.0)
 
     def size(self) -> int:
         """Bytes of the payload that are settled so far."""

@@ -1,16 +1,12 @@
 """Logits → integer symbol frequencies for the entropy coder. Only this module computes them.
 
-F1: every frequency is an integer, at least 1. F2: the sum of all is below 2^53, so float64 holds it
-exactly in any order of summation. F3: only one rounding, of one product, determines a frequency.
-
-`size` ids are arranged in R rows of C columns, id = row · C + column, for coding in two stages: the
-row, then the column. Ids beyond `size` pad the last row.
+F1: every frequency is an integer, at least 1. F2: the sum of all is below 2^53. F3: only one
+rounding, of one product, determines a frequency.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,113 +30,49 @@ def _frequency_table(device: torch.device) -> Tensor:
     return torch.cat([table, table.new_ones(1)]).to(torch.int32).to(device)
 
 
-class Frequencies(Protocol):
-    """The symbol frequencies of n next tokens, each in R rows of C columns."""
+class TokenFrequencies:
+    """The frequencies of chosen ids in a chosen order; those from `vocabulary` on are escapes."""
 
-    def rows(self) -> np.ndarray:
-        """The first stage: sums of the rows, integers in float64 [n, R]."""
+    def __init__(self, vocabulary: int, ids: np.ndarray) -> None:
+        """`ids` int32 [n], in the order that is wanted."""
+        self.vocabulary, self._ids = vocabulary, np.ascontiguousarray(ids, dtype=np.int32)
+        self._size = max(vocabulary, int(ids.max()) + 1)
 
-    def columns(self, rows: np.ndarray) -> np.ndarray:
-        """The second stage: the columns of row int32 [m] of the first m ≤ n, float64 [m, C]."""
-
-    def of(self, ids: np.ndarray) -> np.ndarray:
-        """Of ids int32 [n, K] → float64 [n, K]; entries of negative ids have no meaning."""
-
-    def table(self) -> np.ndarray:
-        """All frequencies, int32 [n, R, C]."""
-
-
-class SymbolLayout:
-    """The arrangement of `size` ids in rows and columns; those from `vocabulary` on are escapes."""
-
-    def __init__(self, vocabulary: int, size: int) -> None:
-        assert 2 <= vocabulary <= size
-        self.vocabulary, self.size = vocabulary, size
-        self.columns = 1 << ((size - 1).bit_length() + 1) // 2
-        self.rows = max(2, -(-size // self.columns))  # the coder needs at least two symbols
-
-    def frequencies(self, logits: Tensor) -> Frequencies:
-        """float32 [n, V] (overwritten) → integer frequencies of n ids.
+    def of(self, logits: Tensor) -> np.ndarray:
+        """float32 [k, V] (overwritten) → int32 [k, n].
 
         Raises UnsupportedModel if a logit is NaN or +infinity: the model has no answer there.
         """
         if logits.device.type == "cpu":
-            return self.frequencies_on_cpu(logits)
-        return self.frequencies_on_device(logits)
+            return self._on_cpu(logits)
+        return self.on_device(logits)
 
-    def frequencies_on_cpu(self, logits: Tensor) -> Frequencies:
-        """`frequencies` by a compiled loop."""
-        frequencies = np.empty((len(logits), self.rows * self.columns), dtype=np.int32)
-        sums = np.empty((len(logits), self.rows))
+    def _on_cpu(self, logits: Tensor) -> np.ndarray:
+        """`of` by a compiled loop."""
+        frequencies = np.empty((len(logits), len(self._ids)), dtype=np.int32)
         rows = np.ascontiguousarray(logits.numpy())
         mantissas = _frequency_table(logits.device).numpy()[: 1 << _STEP_BITS]
         factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
-        if not _compute_frequencies(
-            rows, factor, mantissas, frequencies, sums, self.columns, self.size
-        ):
+        by_id = np.full(self._size, _ESCAPE_FREQUENCY, dtype=np.int32)
+        if not _compute_frequencies(rows, factor, mantissas, by_id, self._ids, frequencies):
             raise UnsupportedModel(_NOT_FINITE)
-        return _CpuFrequencies(frequencies, sums)
+        return frequencies
 
     @torch.inference_mode()
-    def frequencies_on_device(self, logits: Tensor) -> Frequencies:
-        """`frequencies` by operations of torch."""
+    def on_device(self, logits: Tensor) -> np.ndarray:
+        """`of` by operations of torch."""
         best = logits.amax(-1, keepdim=True)
         if not torch.isfinite(best).all():
             raise UnsupportedModel(_NOT_FINITE)
         steps = torch.sub(best, logits, out=logits).mul_(tables.log2e_times(1 << _STEP_BITS))
         index = steps.round_().clamp_(max=float(_OCTAVES << _STEP_BITS)).to(torch.int32)
         known = _frequency_table(logits.device).index_select(0, index.view(-1))
-        full = self.rows * self.columns
-        frequencies = torch.ones(len(logits), full, dtype=torch.int32, device=logits.device)
-        frequencies[:, : self.vocabulary] = known.view(-1, self.vocabulary)
-        frequencies[:, self.vocabulary : self.size] = _ESCAPE_FREQUENCY
-        return _DeviceFrequencies(frequencies.view(-1, self.rows, self.columns))
-
-
-class _CpuFrequencies:
-    def __init__(self, frequencies: np.ndarray, sums: np.ndarray) -> None:
-        """int32 [n, R · C], float64 [n, R]"""
-        self._frequencies, self._sums = frequencies, sums
-
-    def rows(self) -> np.ndarray:
-        return self._sums
-
-    def columns(self, rows: np.ndarray) -> np.ndarray:
-        columns: np.ndarray = self.table()[np.arange(len(rows)), rows].astype(np.float64)
-        return columns
-
-    def of(self, ids: np.ndarray) -> np.ndarray:
-        streams = np.arange(len(ids))[:, None]
-        known: np.ndarray = self._frequencies[streams, np.maximum(ids, 0)].astype(np.float64)
-        return known
-
-    def table(self) -> np.ndarray:
-        n, rows = self._sums.shape
-        return self._frequencies.reshape(n, rows, -1)
-
-
-class _DeviceFrequencies:
-    def __init__(self, frequencies: Tensor) -> None:
-        self._frequencies = frequencies
-
-    def rows(self) -> np.ndarray:
-        sums: np.ndarray = self._frequencies.sum(-1, dtype=torch.int64).double().cpu().numpy()
-        return sums
-
-    def columns(self, rows: np.ndarray) -> np.ndarray:
-        chosen = torch.from_numpy(rows).long().to(self._frequencies.device)
-        streams = torch.arange(len(rows), device=self._frequencies.device)
-        columns: np.ndarray = self._frequencies[streams, chosen].double().cpu().numpy()
-        return columns
-
-    def of(self, ids: np.ndarray) -> np.ndarray:
-        index = torch.from_numpy(np.maximum(ids, 0).astype(np.int64)).to(self._frequencies.device)
-        known: np.ndarray = self._frequencies.flatten(1).gather(1, index).double().cpu().numpy()
-        return known
-
-    def table(self) -> np.ndarray:
-        table: np.ndarray = self._frequencies.cpu().numpy()
-        return table
+        shape = len(logits), self._size - self.vocabulary
+        escapes = torch.full(shape, _ESCAPE_FREQUENCY, dtype=torch.int32, device=logits.device)
+        by_id = torch.cat([known.view(-1, self.vocabulary), escapes], 1)
+        ids = torch.from_numpy(self._ids).to(logits.device)
+        frequencies: np.ndarray = by_id.index_select(1, ids).cpu().numpy()
+        return frequencies
 
 
 @compiled
@@ -148,18 +80,17 @@ def _compute_frequencies(
     logits: np.ndarray,
     factor: np.float32,
     mantissas: np.ndarray,
+    by_id: np.ndarray,
+    ids: np.ndarray,
     frequencies: np.ndarray,
-    sums: np.ndarray,
-    columns: int,
-    size: int,
 ) -> bool:
-    """`frequencies_on_device` in one pass. False if a logit is NaN or +infinity, or all are
-    -infinity. Loops are simple, to be vectorised; `frequencies` holds the steps first."""
+    """`on_device` in one pass. False if a logit is NaN or +infinity, or all are -infinity. Loops
+    are simple, to be vectorised; `by_id` holds the steps first."""
     limit = np.float32(_OCTAVES << _STEP_BITS)
     rounder = np.float32(12582912)  # adding and taking it away rounds half to even below 2^22
     infinity = np.int32(0x7F800000)
     for s in range(len(logits)):
-        row, out = logits[s], frequencies[s]
+        row = logits[s]
         # bit patterns in the order of the floats: those of negative ones are in the opposite
         patterns, top, low = row.view(np.int32), np.int32(-(2**31)), np.int32(2**31 - 1)
         for i in range(len(row)):
@@ -171,26 +102,19 @@ def _compute_frequencies(
         best = np.full(1, top, dtype=np.int32).view(np.float32)[0]
         for i in range(len(row)):
             step = (best - row[i]) * factor
-            out[i] = np.int32(((step if step < limit else limit) + rounder) - rounder)
+            by_id[i] = np.int32(((step if step < limit else limit) + rounder) - rounder)
         for i in range(len(row)):
-            step = np.uint32(out[i])
+            step = np.uint32(by_id[i])
             mantissa = mantissas[step & np.uint32((1 << _STEP_BITS) - 1)]
-            out[i] = mantissa >> np.int32(step >> np.uint32(_STEP_BITS))
-        out[len(row) : size] = _ESCAPE_FREQUENCY
-        out[size:] = 1
-        for r in range(sums.shape[1]):
-            part, high, low = out[r * columns : (r + 1) * columns], np.int32(0), np.int32(0)
-            for i in range(columns):  # in halves, which are added as quickly again
-                high, low = high + (part[i] >> 15), low + (part[i] & 32767)
-            sums[s, r] = (np.int64(high) << 15) + low
+            by_id[i] = mantissa >> np.int32(step >> np.uint32(_STEP_BITS))
+        out = frequencies[s]
+        for i in range(len(ids)):
+            out[i] = by_id[ids[i]]
     return True
 
 
-def bits(row_sums: np.ndarray, columns: np.ndarray, row: np.ndarray, column: np.ndarray) -> float:
-    """The information content of n coded ids in bits, a float for estimates.
-
-    `row_sums` [n, R] and `columns` [n, C] as in `Frequencies`; `row`, `column` [n] are the ids."""
-    n = np.arange(len(row))
-    total = row_sums.sum(-1) / row_sums[n, row]
-    within = columns.sum(-1) / columns[n, column]
-    return float((np.log2(total) + np.log2(within)).sum())
+def bits(frequencies: np.ndarray, ranks: np.ndarray) -> float:
+    """The information content of tokens in bits, a float for estimates; frequencies int32 [k, n],
+    ranks [k]."""
+    own = frequencies[np.arange(len(ranks)), ranks]
+    return float(np.log2(frequencies.sum(-1, dtype=np.int64) / own).sum())

@@ -1,33 +1,11 @@
-"""What a frame's streams have said so far → better weights for what they say next.
+"""The language model's distribution + the bytes so far → probabilities of binary decisions.
 
-`recall`: ids → candidates and evidence. `mix`: candidates' weights in the language model →
-weights, by what the evidence was worth so far. `place`: those weights into rows and columns.
-`tables`: logarithms. Knows nothing of logits, and of who asks: encoder or decoder.
+A token is a walk through the trie of the vocabulary's byte strings. At a node where one token ends
+and longer ones go on, a decision says whether it ends there; then come the eight bits of the next
+byte. The probability of each decision is mixed from the language model and from contexts over the
+bytes of the frame so far, as lpaq, paq8 and cmix do (Mahoney, Knoll), in integers alone.
+
+`vocabulary`: the trie. `distribution`: what the language model says of a decision. `history`: the
+bytes so far, and the longest match. `contexts`: what the contexts have seen. `mixer`: inputs →
+probability, and learning. `walk`: tokens ↔ decisions. `state`: all that is learned.
 """
-
-from __future__ import annotations
-
-import numpy as np
-
-from llmzip.mixing.mix import Mixer, blank, prior
-from llmzip.mixing.place import place_in_columns, place_in_rows
-from llmzip.mixing.recall import CANDIDATES, MATCH, SOURCES, Recall, kinds
-
-__all__ = [
-    "CANDIDATES",
-    "MATCH",
-    "SOURCES",
-    "Mixer",
-    "Recall",
-    "begin",
-    "blank",
-    "kinds",
-    "place_in_columns",
-    "place_in_rows",
-    "prior",
-]
-
-
-def begin(streams: int, steps: int, kinds: np.ndarray) -> tuple[Recall, Mixer]:
-    """The memory of a frame of S streams of at most T ids, whose `kinds` are uint8 [V]."""
-    return Recall(streams, steps, kinds), Mixer(streams, prior())

@@ -1,0 +1,109 @@
+"""Tokens + the language model's frequencies ↔ the payload of a frame: mixing and entropy coder.
+
+Both directions call the same compiled function, row by row in the same order, so that both learn
+the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmzip.bit_decoder import new_coder
+from llmzip.errors import CorruptArchive
+from llmzip.mixing.state import Blank, new_state
+from llmzip.mixing.vocabulary import Vocabulary
+from llmzip.mixing.walk import Decisions, code_rows, new_scratch
+
+_DECISIONS_PER_BYTE = 9  # the flag and the bits
+
+
+class _TokenCoder:
+    def __init__(
+        self, vocabulary: Vocabulary, streams: int, length: int, mixing: bool, start: Blank | None
+    ) -> None:
+        self._vocabulary, self._mixing = vocabulary, mixing
+        self._history, self._learned = new_state(streams, length, start)
+        self._scratch = new_scratch(len(vocabulary))
+
+    def _code(
+        self,
+        frequencies: np.ndarray,
+        first: int,
+        streams: int,
+        ranks: np.ndarray,
+        decisions: Decisions,
+        coder: np.ndarray,
+        words: np.ndarray,
+    ) -> bool:
+        return code_rows(
+            len(words) > 0 or bool(coder[1]), self._mixing, self._vocabulary.tokens,
+            self._history, self._learned, self._scratch, frequencies, first, streams, ranks,
+            decisions, coder, words,
+        )  # fmt: skip
+
+
+class TokenEncoder(_TokenCoder):
+    """Notes the decisions that spell tokens."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        streams: int,
+        length: int,
+        *,
+        mixing: bool = True,
+        start: Blank | None = None,
+    ) -> None:
+        """For a frame of `length` bytes in S streams. `start` is the state to begin with, if not
+        the usual one."""
+        super().__init__(vocabulary, streams, length, mixing, start)
+
+    def code(
+        self, frequencies: np.ndarray, first: int, streams: int, ranks: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies int32 [k, n] and int32 ranks [k] of the next token of each of the streams
+        `first` … `first + streams - 1` in turn → bits uint8 [d], probabilities uint16 [d]."""
+        most = int(self._vocabulary.tokens.lengths[ranks].sum()) * _DECISIONS_PER_BYTE + len(ranks)
+        decisions = Decisions(
+            np.empty(most, dtype=np.uint8),
+            np.empty(most, dtype=np.uint16),
+            np.zeros(1, dtype=np.int64),
+        )
+        none = np.zeros(4, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
+        self._code(frequencies, first, streams, ranks.copy(), decisions, *none)
+        count = int(decisions.count[0])
+        return decisions.bits[:count], decisions.probabilities[:count]
+
+    @property
+    def learned(self) -> Blank:
+        """The part of the state that can be another frame's start."""
+        return Blank(*(getattr(self._learned, name) for name in Blank._fields))
+
+
+class TokenDecoder(_TokenCoder):
+    """Asks a payload for tokens; a damaged one gives wrong tokens, or CorruptArchive."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        streams: int,
+        length: int,
+        payload: bytes,
+        *,
+        mixing: bool = True,
+    ) -> None:
+        super().__init__(vocabulary, streams, length, mixing, None)
+        padded = payload + bytes(-len(payload) % 4)
+        self._words = np.frombuffer(padded, ">u4").astype(np.uint32)
+        self._coder = new_coder(self._words)
+        nothing = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint16)
+        self._decisions = Decisions(*nothing, np.zeros(1, dtype=np.int64))
+
+    def code(self, frequencies: np.ndarray, first: int, streams: int) -> np.ndarray:
+        """The ranks int32 [k] that `TokenEncoder.code` was given with the same frequencies."""
+        ranks = np.zeros(len(frequencies), dtype=np.int32)
+        if not self._code(
+            frequencies, first, streams, ranks, self._decisions, self._coder, self._words
+        ):
+            raise CorruptArchive("the coded words are too few, or make no sense")
+        return ranks

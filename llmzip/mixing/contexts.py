@@ -1,0 +1,169 @@
+"""What the contexts have seen: hashed contexts → slots of bit histories.
+
+All contexts share one table of slots of eight bytes: a check byte, then seven bit histories. For
+each byte a context has three slots, as in lpaq: for the flag and the first two bits, for the next
+three bits, for the last three. In the first slot the histories are those of bit 1, of bit 2 after
+0 and after 1, and of the flag; in the others, of a binary tree of three levels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmzip.compiled import inlined
+from llmzip.mixing.history import (
+    DIGITS,
+    ELEMENT,
+    ELEMENTS_ABOVE,
+    FIELD,
+    LAST8,
+    LINE,
+    LINE_ABOVE,
+    PARITY,
+    POSITION,
+    SHAPE5,
+    SHAPE12,
+    TOKEN,
+    TOKEN_BEFORE,
+    WORD,
+    WORD_BEFORE,
+    History,
+)
+
+CONTEXTS = 20
+SLOT_BYTES = 8
+FLAG_HISTORY = 4  # its place in a first slot
+_U8, _U16, _U20, _U32, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 32, 40))
+_BYTE = np.uint64(255)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_PART_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
+
+
+@inlined
+def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
+    """Contexts 0 to 15 of stream `s`, those that know nothing of tokens, into uint64 hashes."""
+    counters, kept, ring = history.counters, history.hashes, history.ring
+    size, mask = ring.shape[1], ring.shape[1] - 1
+    position = counters[s, POSITION]
+    last = kept[s, LAST8]
+    c1 = last & _BYTE
+    m = _MULTIPLIER
+    word = kept[s, WORD]
+    field = np.uint64(counters[s, FIELD])
+    # orders 0 to 4, and 6
+    hashes[0] = np.uint64(1)
+    hashes[1] = c1 + np.uint64(2 << 8)
+    hashes[2] = (last & np.uint64(0xFFFF)) + np.uint64(3 << 24)
+    hashes[3] = (last & np.uint64(0xFFFFFF)) + np.uint64(4 << 32)
+    hashes[4] = (last & np.uint64(0xFFFFFFFF)) * m + np.uint64(5)
+    hashes[5] = (last & np.uint64(0xFFFFFFFFFFFF)) * m * m + np.uint64(6)
+    # words
+    hashes[6] = word * m + np.uint64(7)
+    hashes[7] = (word * m + kept[s, WORD_BEFORE]) * m + np.uint64(8)
+    hashes[8] = (word * m + field) * m + np.uint64(9)
+    # three bytes without the last one
+    hashes[9] = (last & np.uint64(0xFFFFFF00)) * m + np.uint64(10)
+    # the bytes above, in the line before
+    above = counters[s, LINE_ABOVE] + position - counters[s, LINE]
+    a0, a1 = np.uint64(0), np.uint64(0)
+    if counters[s, LINE_ABOVE] >= 0 and above + 1 < counters[s, LINE] and position - above < size:
+        a0 = np.uint64(ring[s, above & mask])
+        a1 = np.uint64(ring[s, (above + 1) & mask])
+    column = np.uint64(min(position - counters[s, LINE], 255))
+    hashes[10] = (a0 | a1 << _U8 | c1 << _U16) * m + np.uint64(11)
+    hashes[11] = (column | a0 << _U8 | field << _U16) * m + np.uint64(12)
+    # the same element of the line before, and the shape of the last elements
+    digits = counters[s, DIGITS]
+    element = counters[s, ELEMENT]
+    b0, b1 = np.uint64(0), np.uint64(0)
+    known, row = counters[s, ELEMENTS_ABOVE], counters[s, PARITY] ^ 1
+    inside = digits > 0 and element > 0
+    at = element - 1 if inside else element
+    if at < known:
+        place = np.int64(history.elements[s, row, at]) + (digits if inside else 0)
+        following = place + 1
+        if not inside:
+            following = np.int64(history.elements[s, row, at + 1]) if at + 1 < known else -1
+        if position - place < size:
+            b0 = np.uint64(ring[s, place & mask])
+        if following >= 0 and position - following < size:
+            b1 = np.uint64(ring[s, following & mask])
+    run = np.uint64(min(digits, 15))
+    hashes[12] = (b0 | b1 << _U8 | run << _U16) * m + np.uint64(13)
+    hashes[13] = (b0 | c1 << _U8 | np.uint64(min(element, 255)) << _U16) * m + np.uint64(14)
+    hashes[14] = (kept[s, SHAPE5] * m + run) * m + np.uint64(15)
+    hashes[15] = (kept[s, SHAPE12] * m + run) * m + np.uint64(16)
+
+
+@inlined
+def hash_tokens(
+    history: History, s: int, low: int, depth: int, byte: int, sureness: int, hashes: np.ndarray
+) -> None:
+    """Contexts 16 to 19: the language model's likeliest next byte and how sure it is; the last
+    tokens and the node of the trie, which `low` and `depth` tell."""
+    last, m = history.hashes[s, LAST8], _MULTIPLIER
+    b = np.uint64(byte)
+    node = np.uint64(low) | np.uint64(depth) << _U20
+    token = np.uint64(history.counters[s, TOKEN])
+    before = np.uint64(history.counters[s, TOKEN_BEFORE])
+    hashes[16] = (b | np.uint64(sureness) << _U8 | (last & _BYTE) << _U16) * m + np.uint64(17)
+    hashes[17] = (b | (last & np.uint64(0xFFFFFF)) << _U8) * m + np.uint64(18)
+    hashes[18] = (token * m + node) * m + np.uint64(19)
+    hashes[19] = ((before * m + token) * m + node) * m + np.uint64(20)
+
+
+@inlined
+def find_slots(
+    slots: np.ndarray, hashes: np.ndarray, part: int, keys: np.ndarray, found: np.ndarray
+) -> int:
+    """The places of the slots of all contexts, after the bits `part` of this byte (1 before the
+    first), into int64 found. The first loop only touches memory, so that all of it is on its way
+    while the second one decides."""
+    touched, mask = np.int64(0), len(slots) // SLOT_BYTES - 1
+    for i in range(CONTEXTS):
+        key = (hashes[i] + np.uint64(part)) * _PART_MULTIPLIER
+        key = (key ^ key >> _U32) * _MULTIPLIER
+        keys[i] = key
+        touched += slots[(np.int64(key >> _U32) & mask) * SLOT_BYTES]
+    for i in range(CONTEXTS):
+        found[i] = _find_slot(slots, mask, keys[i])
+    return touched
+
+
+@inlined
+def _find_slot(slots: np.ndarray, mask: int, key: np.uint64) -> int:
+    """Three places are tried; if none has the check, the one whose first history has seen least
+    is emptied."""
+    index = np.int64(key >> _U32) & mask
+    check = np.uint8((key >> _U20) & _BYTE)
+    first = index * SLOT_BYTES
+    if slots[first] == check:
+        return first
+    second = (index ^ 1) * SLOT_BYTES
+    if slots[second] == check:
+        return second
+    third = (index ^ 2) * SLOT_BYTES
+    if slots[third] == check:
+        return third
+    chosen = first
+    if slots[second + 1] < slots[chosen + 1]:
+        chosen = second
+    if slots[third + 1] < slots[chosen + 1]:
+        chosen = third
+    slots[chosen] = check
+    for i in range(1, SLOT_BYTES):
+        slots[chosen + i] = 0
+    return chosen
+
+
+@inlined
+def history_place(step: int, part: int) -> int:
+    """Where in its slot the history of a decision is: step 0 is the flag, 1 to 8 the bits, of which
+    `part` holds those known, after a leading 1."""
+    if step == 0:
+        return FLAG_HISTORY
+    if step == 1 or step == 3 or step == 6:
+        return 1
+    if step == 2 or step == 4 or step == 7:
+        return 2 + (part & 1)
+    return 4 + (part & 3)

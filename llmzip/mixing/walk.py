@@ -1,0 +1,289 @@
+"""Tokens ↔ binary decisions: the walk through the trie, one function for both directions.
+
+While encoding, decisions and their probabilities are noted, for the entropy coder to encode in
+bulk; while decoding, each is asked of a copy of that coder (`decode_bit`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llmzip.bit_decoder import decode_bit
+from llmzip.compiled import compiled, inlined
+from llmzip.mixing import mixer
+from llmzip.mixing.contexts import CONTEXTS, find_slots, hash_bytes, hash_tokens, history_place
+from llmzip.mixing.distribution import (
+    BLOCK,
+    likeliest,
+    logit,
+    sum_before,
+    sum_blocks,
+)
+from llmzip.mixing.history import (
+    LAST8,
+    MATCH,
+    MATCH_LENGTH,
+    MATCH_STREAM,
+    MISSES,
+    POSITION,
+    TOKEN,
+    TOKEN_BEFORE,
+    History,
+    observe,
+)
+from llmzip.mixing.state import (
+    BY_BYTE,
+    INPUTS,
+    SET_STARTS,
+    SETS,
+    STEPS,
+    Learned,
+)
+from llmzip.mixing.vocabulary import SortedTokens, byte_at, first_from
+
+_SET1, _SET2, _SET3, _SET4 = SET_STARTS[1:]
+_SURE = 11  # classes of how sure the language model is of its likeliest byte
+
+
+class Decisions(NamedTuple):
+    """What was decided; `count` of them are valid."""
+
+    bits: np.ndarray  # uint8 [N]
+    probabilities: np.ndarray  # uint16 [N]: of a one, 16 bits
+    count: np.ndarray  # int64 [1]
+
+
+class Scratch(NamedTuple):
+    """Arrays that one call needs."""
+
+    sums: np.ndarray
+    most: np.ndarray
+    hashes: np.ndarray
+    keys: np.ndarray
+    found: np.ndarray
+    inputs: np.ndarray
+    chosen: np.ndarray
+    logits: np.ndarray
+
+
+def new_scratch(ranks: int) -> Scratch:
+    """For a vocabulary of so many ranks."""
+    blocks = -(-ranks // BLOCK)
+    return Scratch(
+        np.zeros(blocks + 1, dtype=np.int64),
+        np.zeros(blocks, dtype=np.int32),
+        np.zeros(CONTEXTS, dtype=np.uint64),
+        np.zeros(CONTEXTS, dtype=np.uint64),
+        np.zeros(CONTEXTS, dtype=np.int64),
+        np.zeros(INPUTS, dtype=np.int32),
+        np.zeros(SETS, dtype=np.int64),
+        np.zeros(SETS, dtype=np.int32),
+    )
+
+
+@compiled
+def code_rows(
+    decoding: bool,
+    mixing: bool,
+    tokens: SortedTokens,
+    history: History,
+    learned: Learned,
+    scratch: Scratch,
+    frequencies: np.ndarray,
+    first_stream: int,
+    streams: int,
+    ranks: np.ndarray,
+    decisions: Decisions,
+    coder: np.ndarray,
+    words: np.ndarray,
+) -> bool:
+    """One token after the other: k of them, whose distributions are int32 frequencies [k, n], of
+    the streams first_stream … first_stream + streams - 1 in turn. Encodes int32 ranks [k] into
+    decisions, or decodes them by coder and words; False where the words make no sense."""
+    for row in range(len(ranks)):
+        s = first_stream + row % streams
+        sum_blocks(frequencies[row], scratch.sums, scratch.most)
+        rank = _code_token(
+            decoding, mixing, tokens, history, learned, scratch, frequencies[row], s,
+            np.int64(ranks[row]), decisions, coder, words,
+        )  # fmt: skip
+        if rank < 0:
+            return False
+        ranks[row] = rank
+    return True
+
+
+@inlined
+def _code_token(
+    decoding: bool,
+    mixing: bool,
+    tokens: SortedTokens,
+    history: History,
+    learned: Learned,
+    scratch: Scratch,
+    frequencies: np.ndarray,
+    s: int,
+    rank: int,
+    decisions: Decisions,
+    coder: np.ndarray,
+    words: np.ndarray,
+) -> int:
+    """The rank of the next token of stream `s`; -1 where the words make no sense."""
+    sums, counters = scratch.sums, history.counters
+    # the tokens low … high - 1 are possible; they agree in `depth` bytes
+    low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
+    below, upto = np.int64(0), sums[len(scratch.most)]  # sums of frequencies below low, high
+    best = np.int64(-1)
+    while True:
+        ends = depth > 0 and tokens.lengths[low] == depth
+        inner = low + 1 if ends else low  # the first token that goes on
+        if inner == high:
+            break
+        sure = 0
+        if mixing:
+            if best < inner or best >= high:
+                best = likeliest(frequencies, scratch.most, inner, high)
+            frequency = np.int64(frequencies[best])
+            odds = logit(frequency, max(upto - below - frequency, 1))
+            sure = min(max((odds + 1024) >> 8, 0), _SURE)
+            hash_bytes(history, s, scratch.hashes)
+            hash_tokens(history, s, low, depth, byte_at(tokens, best, depth), sure, scratch.hashes)
+        # of the byte: value_low … value_high - 1 are possible; `part` holds its known bits
+        value_low, value_high, part = 0, 256, 1
+        ended = False
+        for step in range(STEPS):
+            if step == 1 or step == 3 or step == 6 or (step == 0 and ends):
+                # once for the flag and the first bits, whichever comes first
+                if mixing and not (step == 1 and ends):
+                    find_slots(
+                        learned.slots, scratch.hashes, part if step > 1 else 0, scratch.keys,
+                        scratch.found,
+                    )  # fmt: skip
+            if step == 0:
+                if not ends:
+                    continue
+                middle = inner
+                one, zero = sums[0] + frequencies[low], upto - below - frequencies[low]
+            else:
+                value = (value_low + value_high) >> 1
+                middle = first_from(tokens, inner, high, depth, value)
+                if middle == inner or middle == high:  # one outcome is possible
+                    part = part * 2 + (1 if middle == inner else 0)
+                    if middle == inner:
+                        value_low = value
+                    else:
+                        value_high = value
+                    continue
+                split = sum_before(frequencies, sums, middle)
+                one, zero = upto - split, split - below
+            bit = _code_decision(
+                decoding, mixing, history, learned, scratch, s, step, part, min(depth, 3), sure,
+                one, zero,
+                (1 if rank == low else 0) if step == 0 else (1 if rank >= middle else 0),
+                decisions, coder, words,
+            )  # fmt: skip
+            if bit < 0:
+                return -1
+            if step == 0:
+                if bit:
+                    ended = True
+                    break
+                below += frequencies[low]
+            elif bit:
+                value_low, inner, below, part = value, middle, split, part * 2 + 1
+            else:
+                value_high, high, upto, part = value, middle, split, part * 2
+        if ended:
+            break
+        low, depth = inner, depth + 1
+        if mixing:
+            observe(history, s, value_low)
+    if not mixing:
+        return low
+    history.ends[s, (counters[s, POSITION] - 1) & (history.ends.shape[1] - 1)] = 1
+    counters[s, TOKEN_BEFORE], counters[s, TOKEN] = counters[s, TOKEN], low
+    return low
+
+
+@inlined
+def _code_decision(
+    decoding: bool,
+    mixing: bool,
+    history: History,
+    learned: Learned,
+    scratch: Scratch,
+    s: int,
+    step: int,
+    part: int,
+    depth: int,
+    sure: int,
+    one: int,
+    zero: int,
+    bit: int,
+    decisions: Decisions,
+    coder: np.ndarray,
+    words: np.ndarray,
+) -> int:
+    """One decision: its probability, its outcome (`bit`, if that is known), what it teaches."""
+    inputs, chosen, logits = scratch.inputs, scratch.chosen, scratch.logits
+    flag = 1 if step == 0 else 0
+    place = history_place(step, part)
+    final_set = by_byte = by_match = mixed = state = 0
+    expected = -1
+    if mixing:
+        expected, state = _expected(history, s, step, part)
+        model = logit(one, zero)
+        mixer.context_inputs(learned, scratch.found, place, flag << 8, inputs)
+        mixer.match_inputs(np.int64(learned.match[state, flag]), expected, inputs)
+        mixer.model_input(model, inputs)
+        last = np.int64(history.hashes[s, LAST8] & np.uint64(255))
+        bits = 0 if flag else part
+        chosen[0] = state
+        chosen[1] = _SET1 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3)
+        chosen[2] = _SET2 + bits
+        chosen[3] = _SET3 + depth * STEPS + step
+        chosen[4] = _SET4 + last
+        final_set = state * STEPS + step
+        mixed = mixer.mix(learned, chosen, final_set, inputs, logits)
+        by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
+        probability = mixer.refine(learned, by_byte, by_match, mixed)
+    else:
+        probability = min(max((one << 16) // (one + zero), 1), 65535)
+    if decoding:
+        bit = decode_bit(coder, words, probability)
+        if bit < 0:
+            return -1
+    else:
+        at = decisions.count[0]
+        decisions.bits[at], decisions.probabilities[at] = bit, probability
+        decisions.count[0] = at + 1
+    if not mixing:
+        return bit
+    mixer.learn_weights(learned, chosen, final_set, inputs, logits, mixed, bit)
+    mixer.learn_refined(learned, by_byte, by_match, mixed, bit)
+    mixer.learn_contexts(learned, scratch.found, place, flag << 8, bit)
+    if expected >= 0:
+        mixer.learn_match(learned, state, flag, expected == bit)
+    return bit
+
+
+@inlined
+def _expected(history: History, s: int, step: int, part: int) -> tuple[int, int]:
+    """The bit that the match of stream `s` expects, or -1, and the state of the match."""
+    counters = history.counters
+    match = counters[s, MATCH]
+    if match < 0:
+        return -1, 0
+    stream, mask = counters[s, MATCH_STREAM], history.ring.shape[1] - 1
+    if step == 0:
+        expected = np.int64(history.ends[stream, (match - 1) & mask])
+    else:
+        byte = np.int64(history.ring[stream, match & mask])
+        if (byte + 256) >> (9 - step) != part:
+            return -1, 0
+        expected = (byte >> (8 - step)) & 1
+    length = counters[s, MATCH_LENGTH]
+    size = length if length < 16 else min(16 + (length >> 3), 31)
+    return expected, 1 + size + 32 * min(counters[s, MISSES], 3)
