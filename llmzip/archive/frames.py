@@ -137,8 +137,8 @@ class FrameReader:
         Without `memory`, what the language model alone would spend."""
         if frame.kind == MODEL:
             short, codec = not frame.tokens, self.prepare(header)
-            codec = codec if memory else FrameCodec(codec.tokens, codec.predictor, memory=False)
-            return codec.costs(content, frame.streams, silent, short=short)
+            codec = codec if memory else FrameCodec(codec.tokens, codec.predictor, mixing=False)
+            return codec.costs(content, frame.streams, silent)
         return stored_costs(content, frame)
 
 

@@ -205,5 +205,5 @@ def frame_codec(
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        ready[key] = FrameCodec(tokens, model, memory=bool(memory))
+        ready[key] = FrameCodec(tokens, model, mixing=bool(memory))
     return ready[key]

@@ -23,7 +23,7 @@ _PATIENCE = 0.1  # seconds between looks at whether anyone still wants them
 _END = object()
 
 
-class Team:
+class StreamThreads:
     """Threads for `parts` parts of the streams; a context manager.
 
     Within, each thread's share of the cores is what torch was allowed, divided among them.
@@ -37,7 +37,7 @@ class Team:
         self._cores = max(1, cores // count)
         self._stop = threading.Event()
 
-    def __enter__(self) -> Team:
+    def __enter__(self) -> StreamThreads:
         import torch
 
         self._before = torch.get_num_threads()
@@ -60,18 +60,14 @@ class Team:
         self._pool.shutdown()
         torch.set_num_threads(self._before)
 
-    def start(self, work: Callable[..., T], *arguments: Sequence[Any]) -> list[Future[T]]:
-        """Begin `work` on each part's arguments; `results` waits for all of it."""
-        started: list[Future[T]]
+    def start(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Begin a part's work. With one part it is done at once: handing it over would take
+        longer."""
         if len(self.parts) > 1:
-            started = [self._pool.submit(work, *values) for values in zip(*arguments, strict=True)]
-        else:  # handing it over would take longer than doing it
-            started = [Future()]
-            started[0].set_result(work(*(values[0] for values in arguments)))
-        return started
-
-    def results(self, started: list[Future[T]]) -> list[T]:
-        return [future.result() for future in started]
+            return self._pool.submit(work, *arguments)
+        done: Future[T] = Future()
+        done.set_result(work(*arguments))
+        return done
 
     def together(self, iterables: Iterable[Iterable[T]]) -> Iterator[tuple[T, ...]]:
         """zip(*iterables), each of them computed ahead in a thread of its own."""

@@ -1,0 +1,303 @@
+"""The mixing of docs/mixing.md in plain Python integers: slow, and written for reading.
+
+One object is the state of a frame; `code` walks one token and returns its decisions as pairs of
+bit and probability. With a function `decide` in place of the token it decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from llmzip.mixing.bit_history import COUNTS, NEXT_STATE
+from llmzip.mixing.state import Blank
+from llmzip.mixing.tables import LOG2, SHARES, SQUASH, STRETCH
+
+M64 = (1 << 64) - 1
+M, W, P = 0x9E3779B97F4A7C15, 0x2F0B4C4745D9F3B5, 0xD6E8FEB86659FD93
+
+
+def log2(value: int) -> int:
+    octave = value.bit_length() - 1
+    scaled = value >> (octave - 12) if octave >= 12 else value << (12 - octave)
+    return (octave << 12) + int(LOG2[scaled - 4096])
+
+
+def logit(one: int, zero: int) -> int:
+    return max(-3071, min(3071, (log2(one) - log2(zero)) * 2839 >> 16))
+
+
+def squash(x: int) -> int:
+    return int(SQUASH[x + 3072])
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.text = bytearray()
+        self.ends: list[int] = []
+        self.word = self.word_before = self.field = self.digits = 0
+        self.shape: list[int] = [0] * 12
+        self.elements: list[int] = []
+        self.above: list[int] = []
+        self.line, self.line_above = 0, -1
+        self.match: tuple[int, int] | None = None  # stream, position
+        self.length = self.misses = self.token = self.token_before = 0
+
+
+class ReferenceMixer:
+    def __init__(self, spellings: Sequence[bytes], streams: int, length: int, start: Blank) -> None:
+        """`spellings` in order of ranks; `length` of the frame's content."""
+        self.spellings = spellings
+        bits = length.bit_length()
+        self.slot_count = 1 << min(max(bits + 5, 12), 22)
+        self.place_count = 1 << min(max(bits + 1, 10), 20)
+        self.ring = 1 << min(max(bits, 7), ((1 << 22) // streams).bit_length() - 1)
+        self.slots = [[0] * 8 for _ in range(self.slot_count)]
+        self.maps = [[(v >> 10, v & 1023) for v in row.tolist()] for row in start.maps]
+        self.right = start.match.tolist()
+        self.weights = start.weights.tolist()
+        self.final = start.final.tolist()
+        self.refined: dict[tuple[int, int], list[int]] = {}
+        self.places: list[dict[int, tuple[int, int]]] = [{}, {}]
+        self.streams = [Stream() for _ in range(streams)]
+
+    def code(
+        self, s: int, frequencies: np.ndarray, rank: int, decide: Callable[[int], int] | None = None
+    ) -> tuple[int, list[tuple[int, int]]]:
+        st, f = self.streams[s], [int(v) for v in frequencies]
+        low, high, depth, best, made = 0, len(f), 0, -1, []
+        while True:
+            ends = depth > 0 and len(self.spellings[low]) == depth
+            inner = low + ends
+            if inner == high:
+                break
+            if not inner <= best < high:
+                best = max(range(inner, high), key=lambda i: (f[i], -i))
+            odds = logit(f[best], max(sum(f[low:high]) - f[best], 1))
+            sure = min(max((odds + 1024) >> 8, 0), 11)
+            hashes = self.hashes(st, low, depth, self.spellings[best][depth], sure)
+            part, ended = 1, False
+            for step in range(9):
+                if step in (1, 3, 6) or (step == 0 and ends):
+                    if not (step == 1 and ends):
+                        found = [self.find(h, part if step > 1 else 0) for h in hashes]
+                if step == 0:
+                    if not ends:
+                        continue
+                    middle, one, zero = inner, f[low], sum(f[inner:high])
+                else:
+                    value = ((part << (9 - step)) + (1 << (8 - step))) & 255
+                    middle = inner
+                    while middle < high and self.spellings[middle][depth] < value:
+                        middle += 1
+                    if middle in (inner, high):
+                        part = part * 2 + (middle == inner)
+                        continue
+                    one, zero = sum(f[middle:high]), sum(f[inner:middle])
+                known = int(rank == low) if step == 0 else int(rank >= middle)
+                bit, probability = self.decision(
+                    st, found, step, part, min(depth, 3), sure, logit(one, zero), known, decide
+                )
+                made.append((bit, probability))
+                if step == 0:
+                    ended = bool(bit)
+                    if ended:
+                        break
+                elif bit:
+                    inner, part = middle, part * 2 + 1
+                else:
+                    high, part = middle, part * 2
+            if ended:
+                break
+            low, depth = inner, depth + 1
+            self.observe(s, part & 255)
+        st.ends[-1] = 1
+        st.token_before, st.token = st.token, low
+        return low, made
+
+    def hashes(self, st: Stream, low: int, depth: int, byte: int, sure: int) -> list[int]:
+        t = st.text
+        last = int.from_bytes(t[-8:], "big")
+        c1, position = last & 255, len(t)
+
+        def at(place: int) -> int:
+            return t[place] if 0 <= place < position and position - place < self.ring else 0
+
+        above = st.line_above + position - st.line
+        inside = st.line_above >= 0 and above + 1 < st.line and position - above < self.ring
+        a0, a1 = (t[above], t[above + 1]) if inside else (0, 0)
+        column, run, element = min(position - st.line, 255), min(st.digits, 15), len(st.elements)
+        within = st.digits > 0 and element > 0
+        e = element - within
+        b0 = b1 = 0
+        if e < len(st.above):
+            place = st.above[e] + (st.digits if within else 0)
+            after = place + 1 if within else st.above[e + 1] if e + 1 < len(st.above) else -1
+            b0, b1 = at(place), at(after)
+        shapes = []
+        z = 0
+        for i, code in enumerate(st.shape):
+            z = (z + code) * W & M64
+            shapes += [z] if i in (4, 11) else []
+        node = low | depth << 20
+        return [h & M64 for h in (
+            1, c1 + (2 << 8), (last & 0xFFFF) + (3 << 24), (last & 0xFFFFFF) + (4 << 32),
+            (last & 0xFFFFFFFF) * M + 5, (last & 0xFFFFFFFFFFFF) * M * M + 6, st.word * M + 7,
+            (st.word * M + st.word_before) * M + 8, (st.word * M + st.field) * M + 9,
+            (last & 0xFFFFFF00) * M + 10, (a0 | a1 << 8 | c1 << 16) * M + 11,
+            (column | a0 << 8 | st.field << 16) * M + 12, (b0 | b1 << 8 | run << 16) * M + 13,
+            (b0 | c1 << 8 | min(element, 255) << 16) * M + 14, (shapes[0] * M + run) * M + 15,
+            (shapes[1] * M + run) * M + 16, (byte | sure << 8 | c1 << 16) * M + 17,
+            (byte | (last & 0xFFFFFF) << 8) * M + 18, (st.token * M + node) * M + 19,
+            ((st.token_before * M + st.token) * M + node) * M + 20,
+        )]  # fmt: skip
+
+    def find(self, context: int, part: int) -> list[int]:
+        key = (context + part) * P & M64
+        key = (key ^ key >> 32) * M & M64
+        index, check = (key >> 32) & (self.slot_count - 1), key >> 20 & 255
+        tried = [self.slots[index ^ i] for i in range(3)]
+        for slot in tried:
+            if slot[0] == check:
+                return slot
+        slot = min(tried, key=lambda slot: slot[1])
+        slot[:] = [check] + [0] * 7
+        return slot
+
+    def decision(
+        self, st: Stream, found: list[list[int]], step: int, part: int, depth: int, sure: int,
+        model: int, bit: int, decide: Callable[[int], int] | None,
+    ) -> tuple[int, int]:  # fmt: skip
+        flag = int(step == 0)
+        place = 4 if flag else {1: 1, 2: 2 + part % 2, 3: 1, 4: 2 + part % 2, 6: 1, 7: 2 + part % 2}.get(
+            step, 4 + part % 4
+        )  # fmt: skip
+        expected, state = self.expected(st, step, part)
+        x = [0] * 48
+        for i, slot in enumerate(found):
+            history = slot[place]
+            if history:
+                p = self.maps[i][history + 256 * flag][0] >> 10
+                x[i], x[20 + i] = int(STRETCH[p]), (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3)
+        if expected >= 0:
+            p, sign = self.right[state][flag] >> 10, 1 if expected else -1
+            x[40], x[41] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
+        x[42], x[43] = model, 77
+        last, bits = st.text[-1] if st.text else 0, 0 if flag else part
+        sets = (
+            state, 129 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3),
+            225 + bits, 481 + depth * 9 + step, 517 + last,
+        )  # fmt: skip
+        logits = [
+            max(-3071, min(3071, sum(w * v >> 8 for w, v in zip(self.weights[k], x, strict=True)) >> 8))
+            for k in sets
+        ]
+        second = self.final[state * 9 + step]
+        dot = max(-3071, min(3071, sum(w * v for w, v in zip(second, logits, strict=True)) >> 16))
+        knots = [int(SQUASH[min(256 * i, 6143)]) for i in range(25)]
+        rows = [
+            self.refined.setdefault((0, last * 257 + bits), knots.copy()),
+            self.refined.setdefault((1, state * 3 + expected + 1), knots.copy()),
+        ]
+        knot, rest = (dot + 3072) >> 8, (dot + 3072) & 255
+        refined = [(row[knot] * (256 - rest) + row[knot + 1] * rest) >> 8 for row in rows]
+        probability = min(max((2 * squash(dot) + sum(refined) + 2) >> 2, 1), 65535)
+        bit = decide(probability) if decide else bit
+        error = (bit << 16) - squash(dot)
+        for k, own, l in zip(range(5), sets, logits, strict=True):
+            second[k] += (l * error * FINAL_RATE + (1 << 19)) >> 20
+            e = (((bit << 16) - squash(l)) * RATE) >> 4
+            self.weights[own] = [
+                max(-524287, min(524287, w + ((v * e + 32768) >> 16)))
+                for w, v in zip(self.weights[own], x, strict=True)
+            ]
+        nearer = (dot + 3072 + 128) >> 8
+        for row in rows:
+            row[nearer] += ((65535 * bit - row[nearer]) * 20) >> 10
+        for i, slot in enumerate(found):
+            history = slot[place]
+            p, seen = self.maps[i][history + 256 * flag]
+            p += ((4194303 * bit - p) * int(SHARES[seen])) >> 16
+            self.maps[i][history + 256 * flag] = p, min(seen + 1, 250)
+            slot[place] = int(NEXT_STATE[history, bit])
+        if expected >= 0:
+            value = self.right[state][flag]
+            self.right[state][flag] += ((4194303 if expected == bit else 0) - value) >> 7
+        return bit, probability
+
+    def expected(self, st: Stream, step: int, part: int) -> tuple[int, int]:
+        if st.match is None:
+            return -1, 0
+        other, place = self.streams[st.match[0]], st.match[1]
+        if step == 0:
+            bit = other.ends[place - 1]
+        elif (other.text[place] + 256) >> (9 - step) != part:
+            return -1, 0
+        else:
+            bit = other.text[place] >> (8 - step) & 1
+        size = st.length if st.length < 16 else min(16 + (st.length >> 3), 31)
+        return bit, 1 + size + 32 * min(st.misses, 3)
+
+    def observe(self, s: int, byte: int) -> None:
+        st = self.streams[s]
+        position = len(st.text)
+        st.text.append(byte)
+        st.ends.append(0)
+        if chr(byte).isalpha() and byte < 128 or byte >= 128:
+            st.word = (st.word + (byte | 32)) * W & M64
+        elif st.word:
+            st.word_before, st.word = st.word, 0
+        digit = 48 <= byte <= 57
+        if digit and st.digits:
+            st.digits += 1
+        else:
+            st.digits = int(digit)
+            if len(st.elements) < 256:
+                st.elements.append(position)
+            st.shape = [1 if digit else byte + 2, *st.shape[:11]]
+        if byte == 10:
+            st.above, st.elements = st.elements, []
+            st.line_above, st.line, st.field = st.line, position + 1, 0
+        elif byte in b",\t|;":
+            st.field += 1
+        if st.match is not None:
+            stream, place = st.match
+            if self.streams[stream].text[place] == byte:
+                st.length += 1
+                st.misses = 0 if st.length >= 16 else st.misses
+            else:
+                st.length, st.misses = 0, st.misses + 1
+            place, written = place + 1, len(self.streams[stream].text)
+            st.match = stream, place
+            if st.misses > 8 or place >= written or written - place > self.ring - 65:
+                st.match, st.length, st.misses = None, 0, 0
+        self.find_match(s)
+
+    def find_match(self, s: int) -> None:
+        st = self.streams[s]
+        last8 = int.from_bytes(st.text[-8:], "big")
+        before = int.from_bytes(st.text[-12:-8], "big")
+        for which, least in enumerate((12, 5)):
+            if len(st.text) < least:
+                continue
+            hashed = (last8 * M + before) if which == 0 else last8 & 0xFFFFFFFFFF
+            slot = (hashed * M & M64) >> 40 & (self.place_count - 1)
+            place = self.places[which].get(slot)
+            self.places[which][slot] = s, len(st.text) - 1
+            if place is None or st.length >= 16:
+                continue
+            stream, text = place[0], self.streams[place[0]].text
+            # the ring holds the latest byte of that place
+            after = len(text) - (len(text) - 1 - place[1]) % self.ring
+            if after >= len(text) or (stream, after) == st.match:
+                continue
+            most = min(32, after, len(st.text), self.ring - (len(text) - after))
+            equal = 0
+            while equal < most and text[after - 1 - equal] == st.text[-1 - equal]:
+                equal += 1
+            if equal >= 5 and equal > st.length:
+                st.match, st.length, st.misses = (stream, after), equal, 0
+
+
+RATE, FINAL_RATE = 16, 8
