@@ -1,0 +1,218 @@
+"""Whole archives of texts: other compressors, models and settings beside each other."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from llmzip import models as store
+from llmzip.archive.options import Options
+from llmzip.bench import compare, csv_of, plot, summary
+from llmzip.bench.plots import label_points, panels, save
+from llmzip.bench.report import markdown, summary_table
+from llmzip.bench.report import rows as rows_of
+from llmzip.output import write
+from measuring import LIMIT, MODELS, TEXTS, Report, argument, command, report_of
+
+RIVAL = "xz -9e"
+FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
+EXCLUDE = argument("--exclude", action="append", default=["MANIFEST.tsv"], metavar="NAME",
+                   help="skip files of this name")  # fmt: skip
+Sweep = dict[str, dict[str, Any]]  # name of a setting → fields of Options
+
+
+@command(
+    "results/benchmarks/benchmarks.json",
+    argument("corpus", nargs="+", type=Path, help="folders, each of them a category"),
+    argument("--model", action="append", default=[]),
+    argument("--codecs", help="names, separated by commas (default: all that are installed)"),
+    argument("--repeat", type=int, default=1),
+    EXCLUDE,
+)
+def benchmarks(given: Namespace) -> Report:
+    """Every codec over a corpus of folders, also as CSV, Markdown and a plot.
+
+    A megabyte takes about two minutes a model on two cores, as much again with zpaq, hours with
+    cmix.
+    """
+    rivals = given.codecs.split(",") if given.codecs else None
+    report = compare(given.corpus, Options(), models=given.model, rivals=rivals,
+                     repeat=given.repeat, exclude=given.exclude)  # fmt: skip
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write(given.out.with_suffix(".csv"), csv_of(report))
+    write(given.out.with_suffix(".md"), markdown(report))
+    plot(report, given.out.with_suffix(".png"))
+    return report
+
+
+@command(
+    "results/comparison.json",
+    argument("texts", nargs="+", type=Path, help="files to compress whole"),
+    argument("--heads", action="append", type=Path, default=[], metavar="DIR",
+             help="a folder of files, to compress only their beginnings"),
+    argument("--limit", type=int, default=60_000, help="bytes of each beginning"),
+    MODELS,
+    argument("--codecs", default="xz,zpaq"),
+    EXCLUDE,
+)  # fmt: skip
+def comparison(given: Namespace) -> Report:
+    """Models beside each other, on whole texts and on the beginnings of many.
+
+    A model of 135M parameters takes an hour on two cores.
+    """
+    report, heads = (
+        compare(paths, Options(), models=given.model, rivals=given.codecs.split(","),
+                exclude=given.exclude, limit=limit)
+        for paths, limit in ((given.texts, None), (given.heads, given.limit))
+    )  # fmt: skip
+    report["results"] += heads["results"]
+    print(summary_table(report))
+    return {**report, "limit": given.limit}
+
+
+@command(
+    "results/domain.json",
+    argument("later", type=Path, help="a text of the same kind, not trained on"),
+    argument("--train", type=Path, nargs="+", required=True, metavar="TEXTS"),
+    argument("--minutes", type=float, default=2.5),
+    argument("--rivals", nargs="*", default=[RIVAL]),
+)
+def domain(given: Namespace) -> Report:
+    """What fine-tuning brings: train on texts of one kind, compare on later ones."""
+    from llmzip.train import domain as tuning
+
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "own"
+        training = tuning.train(given.train, own, store.DEFAULT, 60 * given.minutes)
+        report = compare([given.later], Options(), models=[str(own), store.DEFAULT],
+                         rivals=given.rivals)  # fmt: skip
+    return {**report, "training": {**training, "model": own.name}}
+
+
+def _sweep(given: Namespace, sweeps: dict[str, Sweep], limit: int | None = None) -> list[Report]:
+    """For each setting the figures of all texts together, and of each text by its name."""
+    results = []
+    for sweep, settings in sweeps.items():
+        for name, fields in settings.items():
+            options = Options(model=given.model, **fields)
+            report = compare(given.texts, options, rivals=[], limit=limit)
+            texts = {row["file"]: {k: row[k] for k in FIGURES} for row in rows_of(report)}
+            total = summary(report)[-1]
+            results.append({"name": name, "sweep": sweep, "settings": fields,
+                            **{k: total[k] for k in FIGURES}, "texts": texts})  # fmt: skip
+            print(*(f"{k}: {results[-1][k]}" for k in ("sweep", "name", *FIGURES)), flush=True)
+    return results
+
+
+WINDOWS = argument("--windows", type=int, nargs="*", default=[64, 128, 256, 512, 1024])
+STREAMS = argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64, 256])
+
+
+@command("results/settings.json", TEXTS, argument("--model", default=store.DEFAULT), WINDOWS,
+         STREAMS)  # fmt: skip
+def settings(given: Namespace) -> Report:
+    """Context window, streams and memory, one sweep each: bits per byte and MB/s.
+
+    About ten settings, each of which takes two minutes for a megabyte of text.
+    """
+    # windows are compared without the memory, which would make up for short ones
+    sweeps: dict[str, Sweep] = {
+        "window": {str(w): {"context": (w, w // 2), "memory": False} for w in given.windows},
+        "streams": {str(s): {"streams": s} for s in given.streams},
+        "memory": {"on": {}, "off": {"memory": False}},
+    }
+    results = _sweep(given, sweeps)
+    figure, axes = panels(3)
+    for ax, sweep in zip(axes, sweeps, strict=True):
+        mine = [r for r in results if r["sweep"] == sweep]
+        style = "o-" if sweep != "memory" else "o"
+        ax.plot([r["name"] for r in mine], [r["bits_per_byte"] for r in mine], style)
+        ax.set_xlabel({"window": "window, tokens (no memory)"}.get(sweep, sweep))
+        ax.margins(x=0.15, y=0.2)
+    save(figure, given.out.with_suffix(".png"))
+    return report_of(given.model, sweep="settings", results=results)
+
+
+@command("results/context.json", TEXTS, argument("--model", required=True), LIMIT, WINDOWS, STREAMS)
+def context(given: Namespace) -> Report:
+    """Each window with each number of streams: bits per byte and MB/s of whole archives."""
+    sweeps: dict[str, Sweep] = {
+        f"{s} streams": {str(w): {"context": (w, w // 2), "streams": s} for w in given.windows}
+        for s in given.streams
+    }
+    return report_of(given.model, results=_sweep(given, sweeps, given.bytes))
+
+
+@command("results/memory.json", TEXTS, argument("--model", default=store.DEFAULT), LIMIT)
+def memory(given: Namespace) -> Report:
+    """What the memory saves: archives of each text with and without it."""
+    results = _sweep(given, {"memory": {"on": {}, "off": {"memory": False}}}, given.bytes)
+    return report_of(given.model, results=results)
+
+
+@command("results/models.json", TEXTS, MODELS)
+def models(given: Namespace) -> Report:
+    """Bits per byte by the size of the model, a power law, and when a model pays for its own bytes.
+
+    A megabyte takes about two minutes for a model of 4 MB, in proportion for larger ones.
+    """
+    report = compare(given.texts, Options(), models=given.model, rivals=[RIVAL])
+    rows = summary(report)
+    total = {r["codec"]: r for r in rows if r["category"] == rows[-1]["category"]}
+    bound = total[RIVAL]["bits_per_byte"]
+    keys = ("bits_per_byte", "bits_per_byte_with_model", "encode_mb_s", "decode_mb_s")
+    results: list[Report] = [
+        {**{k: m[k] for k in ("name", "parameters", "bytes")},
+         **{k: total[f"llmzip {m['name']}"][k] for k in keys}}
+        for m in sorted(report["models"], key=lambda m: int(m["bytes"]))
+    ]  # fmt: skip
+    for i, own in enumerate(results):
+        own["pays_against_xz_from_bytes"] = _break_even(own, bound, 0)
+        if i:
+            smaller = results[i - 1]
+            own["pays_against_smaller_from_bytes"] = _break_even(
+                own, smaller["bits_per_byte"], smaller["bytes"]
+            )
+    law = _power_law(results)
+    figure, axes = panels(3)
+    labels = {"parameters": "parameters", "bytes": "bytes as shipped", "decode_mb_s": "MB/s"}
+    for ax, (key, label) in zip(axes, labels.items(), strict=True):
+        ax.axhline(bound, color="0.6", lw=1, label=RIVAL)
+        label_points(ax, [(m[key], m["bits_per_byte"], m["name"]) for m in results])
+        ax.set_xlabel(label)
+    if law is not None:
+        x = [m["parameters"] for m in results]
+        axes[0].plot(x, [law["a"] * n ** law["b"] for n in x], lw=1, label="power law")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, given.out.with_suffix(".png"))
+    return report_of(given.model[0], sweep="models", results=results, xz_bits_per_byte=bound,
+                     power_law=law, categories=rows)  # fmt: skip
+
+
+def _power_law(models: list[Report]) -> Report | None:
+    """bits = a · parameters^b by least squares of logarithms; None for fewer than three sizes."""
+    if len({m["parameters"] for m in models}) < 3:
+        return None
+    import numpy as np
+    from scipy.stats import linregress
+
+    x = np.log([m["parameters"] for m in models])
+    y = np.log([m["bits_per_byte"] for m in models])
+    fit = linregress(x, y)
+    residuals = 100 * (np.exp(y - fit.intercept - fit.slope * x) - 1)
+    return {
+        "a": math.exp(fit.intercept),
+        "b": fit.slope,
+        "b_standard_error": fit.stderr,
+        "r_squared": fit.rvalue**2,
+        "residuals_percent": {m["name"]: float(r) for m, r in zip(models, residuals, strict=True)},
+    }
+
+
+def _break_even(own: Report, bits: float, shipped: int) -> float | None:
+    """Bytes of text from which `own` saves more than it weighs beyond `shipped`; None: never."""
+    gain = (bits - own["bits_per_byte"]) / 8
+    return max(0, own["bytes"] - shipped) / gain if gain > 0 else None
