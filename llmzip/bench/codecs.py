@@ -273,6 +273,8 @@ def _llmzip(given: dict[str, Any]) -> tuple[Function, Function]:
     """With the model loaded; `given` are fields of llmzip.Options."""
     import llmzip
 
+    if isinstance(given.get("context"), list):  # JSON has no tuples
+        given = {**given, "context": tuple(given["context"])}
     options = llmzip.Options(**given)
     reading = llmzip.Options(model=options.model, device=options.device)
 

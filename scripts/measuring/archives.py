@@ -11,7 +11,7 @@ from typing import Any
 from llmzip import models as store
 from llmzip.archive.options import Options
 from llmzip.bench import compare, csv_of, plot, summary
-from llmzip.bench.plots import label_points, panels, save
+from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import markdown, summary_table
 from llmzip.bench.report import rows as rows_of
 from llmzip.output import write
@@ -125,14 +125,11 @@ def settings(given: Namespace) -> Report:
         "memory": {"on": {}, "off": {"memory": False}},
     }
     results = _sweep(given, sweeps)
-    figure, axes = panels(3)
-    for ax, sweep in zip(axes, sweeps, strict=True):
-        mine = [r for r in results if r["sweep"] == sweep]
-        style = "o-" if sweep != "memory" else "o"
-        ax.plot([r["name"] for r in mine], [r["bits_per_byte"] for r in mine], style)
-        ax.set_xlabel({"window": "window, tokens (no memory)"}.get(sweep, sweep))
-        ax.margins(x=0.15, y=0.2)
-    save(figure, given.out.with_suffix(".png"))
+    series = {sweep: [r for r in results if r["sweep"] == sweep] for sweep in sweeps}
+    chart(given.out.with_suffix(".png"), *(
+        (sweep, {"": Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])})
+        for sweep, mine in series.items()
+    ))  # fmt: skip
     return report_of(given.model, sweep="settings", results=results)
 
 
@@ -177,17 +174,11 @@ def models(given: Namespace) -> Report:
                 own, smaller["bits_per_byte"], smaller["bytes"]
             )
     law = _power_law(results)
-    figure, axes = panels(3)
     labels = {"parameters": "parameters", "bytes": "bytes as shipped", "decode_mb_s": "MB/s"}
-    for ax, (key, label) in zip(axes, labels.items(), strict=True):
-        ax.axhline(bound, color="0.6", lw=1, label=RIVAL)
-        label_points(ax, [(m[key], m["bits_per_byte"], m["name"]) for m in results])
-        ax.set_xlabel(label)
-    if law is not None:
-        x = [m["parameters"] for m in results]
-        axes[0].plot(x, [law["a"] * n ** law["b"] for n in x], lw=1, label="power law")
-    axes[0].legend(frameon=False, fontsize=8)
-    save(figure, given.out.with_suffix(".png"))
+    chart(given.out.with_suffix(".png"), *(
+        (label, {m["name"]: Series([m[key]], [m["bits_per_byte"]]) for m in results})
+        for key, label in labels.items()
+    ), log=True)  # fmt: skip
     return report_of(given.model[0], sweep="models", results=results, xz_bits_per_byte=bound,
                      power_law=law, categories=rows)  # fmt: skip
 

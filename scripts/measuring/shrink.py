@@ -21,8 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from llmzip import inference, models
-from llmzip.bench.plots import panels
-from llmzip.bench.plots import save as save_figure
+from llmzip.bench.plots import Series, chart
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.exact.llama import FAMILY
 from llmzip.exact.prepare import floating
@@ -203,15 +202,11 @@ def shrink(given: Namespace) -> Report:
     for layer in range(layers if layers > 1 and given.only in "layer dropped" else 0):
         rest = without_layer(dict(files.tensors), layer)
         add("layer dropped", f"without layer {layer + 1}", rest, rest, layers - 1, default)
-    figure, (ax,) = panels(1, 9)
-    for i, family in enumerate(dict.fromkeys(r["family"] for r in results)):
-        mine = sorted((r for r in results if r["family"] == family), key=lambda r: r["bytes"])
-        style = "o-" if family not in ("as it is", "layer dropped") else "s"
-        ax.plot([r["bytes"] / 1e6 for r in mine], [r["bits_per_byte"] for r in mine], style,
-                ms=4, lw=1, label=family, color=f"C{i}" if i < 10 else "black")  # fmt: skip
-    ax.set_xlabel("MB as shipped, entropy coded, with the tokenizer")
-    ax.legend(frameon=False, fontsize=8)
-    save_figure(figure, given.out.with_suffix(".png"))
+    points: dict[str, list[tuple[float, float]]] = {}
+    for r in sorted(results, key=lambda r: int(r["bytes"])):
+        points.setdefault(r["family"], []).append((r["bytes"] / 1e6, r["bits_per_byte"]))
+    series = {n: Series([x for x, _ in p], [y for _, y in p]) for n, p in points.items()}
+    chart(given.out.with_suffix(".png"), ("MB as shipped, with the tokenizer", series))
     return report_of(given.model, sweep="shrink", results=results, text_bytes=len(text))
 
 

@@ -1,36 +1,30 @@
-"""Speed and memory: stages, streams, whole processes, start-up; and what they make at scale."""
+"""Speed and memory: streams, whole processes, start-up; and what they make at scale."""
 
 from __future__ import annotations
 
-import cProfile
 import io
 import json
 import math
 import os
-import pstats
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 import llmzip
-from llmzip import inference, models, range_coder, tokenizer
+from llmzip import inference, models, tokenizer
 from llmzip.archive.options import FRAME_SIZE, Options
 from llmzip.bench import codecs, provenance
-from llmzip.bench.plots import panels, save
-from llmzip.coding import frame_codec, threads
+from llmzip.bench.report import DIRECTIONS
 from llmzip.coding.frame import ZSTD, Frame
 from llmzip.exact.fused import FusedLlama
-from llmzip.inference import predictor, weights
+from llmzip.inference import predictor
 from measuring import Report, argument, command, report_of
 
 STREAMS = (1, 4, 16, 64, 256)
@@ -43,16 +37,6 @@ PROCESSES: dict[str, codecs.Commands] = {
     "zpaq -m5": (["zpaq", "a", "OUT.zpaq", "IN", "-m5"],
                  ["zpaq", "x", "OUT.zpaq", "-to", "BACK"]),
 }  # fmt: skip
-STAGES: tuple[tuple[str, type, tuple[str, ...]], ...] = (
-    ("layers", FusedLlama, ("forward",)),
-    ("vocabulary head", FusedLlama, ("logits",)),
-    ("frequencies", weights.Layout, ("weights",)),
-    ("memory", frame_codec.Memory, tuple(n for n in vars(frame_codec.Memory) if n[0] != "_")),
-    ("coder", range_coder.Encoder, ("put",)),
-    ("coder", range_coder.Decoder, ("get",)),
-    ("tokens", tokenizer.Tokens, ("encode", "decode")),
-)
-DIRECTIONS = ("encode", "decode")
 
 
 @command(
@@ -65,7 +49,7 @@ DIRECTIONS = ("encode", "decode")
              help="also the peak memory of llmzip for these sizes"),
 )  # fmt: skip
 def speed(given: Namespace) -> Report:
-    """Speed by streams, beside what sgemm reaches; share of each stage; whole processes.
+    """Speed by streams, beside what sgemm reaches; seconds and memory of whole processes.
 
     Needs an otherwise idle machine and about six minutes a model. xz, zstd and zpaq run if they are
     installed.
@@ -84,7 +68,6 @@ def speed(given: Namespace) -> Report:
         bound = roofline(name)
         report["models"][name] = {
             "roofline": bound,
-            "stages": stages(content[: len(content) // 3], options),
             "streams": by_streams(content, options, bound["sgemm_seconds_a_token"]),
         }
         print(json.dumps(report["models"][name], indent=1), flush=True)
@@ -94,7 +77,6 @@ def speed(given: Namespace) -> Report:
         if codecs.program(commands[0][0])
     }
     report["memory"] = [_process("llmzip", text[: mb * 1_000_000]) for mb in given.peaks]
-    _plot(report, given.out.with_suffix(".png"))
     return report
 
 
@@ -140,50 +122,6 @@ def _best(work: Callable[[], object], seconds: float = 0.5) -> float:
     return best
 
 
-class _Serial(Executor):
-    """Runs at once, in the calling thread, which is the one that is profiled."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*arguments, **options))
-        return future
-
-
-def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Direction → stage → share of the time, on one thread."""
-    code = {
-        (f.co_filename, f.co_firstlineno, f.co_name): stage
-        for stage, owner, names in STAGES
-        for f in (getattr(owner, name).__code__ for name in names)
-    }
-    archive = llmzip.compress(content, **options)
-    directions: dict[str, Callable[[], bytes]] = {
-        "encode": lambda: llmzip.compress(content, **options),
-        "decode": lambda: llmzip.decompress(archive, **options),
-    }
-    before, found = torch.get_num_threads(), {}
-    torch.set_num_threads(1)
-    for direction, work in directions.items():
-        profile = cProfile.Profile()
-        with (
-            mock.patch.object(threads, "ThreadPoolExecutor", _Serial),
-            mock.patch.object(threads.Team, "together", lambda _, parts: zip(*parts, strict=True)),
-        ):
-            profile.runcall(work)
-        statistics: Any = pstats.Stats(profile)
-        shares: dict[str, float] = defaultdict(float)
-        for place, (_, _, _, cumulative, _) in statistics.stats.items():
-            if place in code:
-                shares[code[place]] += cumulative / statistics.total_tt
-        found[direction] = {**shares, "the rest": 1 - sum(shares.values()),
-                            "seconds": statistics.total_tt}  # fmt: skip
-    torch.set_num_threads(before)
-    return found
-
-
 def by_streams(content: bytes, options: dict[str, Any], bound: float) -> list[dict[str, Any]]:
     """Bits per byte and speed for each number of streams; `bound`: seconds a token of sgemm."""
     files = models.load(options["model"])
@@ -217,23 +155,6 @@ def _process(name: str, content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), **{key: found[key] for key in keys}}
 
 
-def _plot(report: Report, path: Path) -> None:
-    figure, (left, right) = panels(2)
-    for model, entry in report["models"].items():
-        points = [p for p in entry["streams"] if p["streams"] != "default"]
-        x = [p["streams"] for p in points]
-        for way, style in zip(DIRECTIONS, ("o-", "s--"), strict=True):
-            y = [1000 * p[f"{way}_mb_s"] for p in points]
-            left.plot(x, y, style, label=f"{model}, {way}")
-        right.plot(x, [p["bits_per_byte"] for p in points], "o-", label=model)
-    left.set_ylabel("KB/s")
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("streams")
-        axes.legend(frameon=False)
-    save(figure, path)
-
-
 _READY = """
 import sys, time
 import safetensors.torch
@@ -262,25 +183,19 @@ def start(given: Namespace) -> Report:
     Each run is a process of its own; the fastest counts.
     """
 
-    def ready(model: str, cache: str) -> list[float]:
-        done = subprocess.run(
-            [sys.executable, "-c", _READY, model],
-            env={**os.environ, "LLMZIP_CACHE": cache},
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        return [float(word) for word in done.stdout.split()]
-
     results = []
     for model in given.models:
         times: dict[str, list[list[float]]] = {"empty": [], "filled": []}
         for _ in range(given.repeat):
             with tempfile.TemporaryDirectory() as cache:
+                environment = {**os.environ, "LLMZIP_CACHE": cache}
                 for runs in times.values():
-                    runs.append(ready(model, cache))
-        for cache, runs in times.items():
+                    command = [sys.executable, "-c", _READY, model]
+                    words = subprocess.check_output(command, env=environment).split()
+                    runs.append([float(word) for word in words])
+        for state, runs in times.items():
             load, build = min(runs, key=sum)
-            results.append({"model": Path(model).name, "cache": cache, "load_seconds": load,
+            results.append({"model": Path(model).name, "cache": state, "load_seconds": load,
                             "build_seconds": build})  # fmt: skip
             print(results[-1], flush=True)
     return report_of(None, results=results)

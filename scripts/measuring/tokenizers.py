@@ -15,7 +15,7 @@ import torch
 
 import llmzip
 from llmzip import models
-from llmzip.bench.plots import label_points, panels, save
+from llmzip.bench.plots import Series, chart
 from llmzip.models.store import save_int8
 from llmzip.train import config, data, evaluate, loop, run
 from measuring import Report, argument, command, report_of
@@ -57,13 +57,11 @@ def tokenizers(given: Namespace) -> Report:
                 }
             )
         print(json.dumps(results[-1]), flush=True)
-    figure, axes = panels(2)
-    for ax, key, label in zip(axes, ("vocabulary", "encode_mb_s"), ("vocabulary", "MB/s, encoding"),
-                              strict=True):  # fmt: skip
-        label_points(ax, [(r[key], r["archive_bits_per_byte"], f"{r['vocabulary']:,}")
-                          for r in results])  # fmt: skip
-        ax.set_xlabel(label)
-    save(figure, given.out.with_suffix(".png"))
+    bits = [r["archive_bits_per_byte"] for r in results]
+    chart(given.out.with_suffix(".png"), *(
+        (label, {"": Series([r[key] for r in results], bits)})
+        for key, label in (("vocabulary", "vocabulary"), ("encode_mb_s", "MB/s, encoding"))
+    ))  # fmt: skip
     return report_of(None, sweep="tokenizers", results=results, megabytes=given.megabytes,
                      shape=base.as_dict())  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llmzip.bench.plots import panels, save
+from llmzip.bench.plots import Series, chart
 from llmzip.train import config, model
 from measuring import Report, argument, command, report_of
 
@@ -64,20 +64,16 @@ def training(given: Namespace) -> Report:
         for gigabytes in TEXT
     ]
     print(json.dumps({"law": law, "results": results, "predicted": predicted}, indent=1))
-    figure, (ax,) = panels(1, 8)
+    series = {}
     for run in runs:
         flops = 6 * run["parameters"] / run["bytes_a_token"]
-        ax.plot([flops * seen for seen, *_ in run["points"]], [p[1] for p in run["points"]], ".",
-                label=f"{run['name']}, {run['parameters'] / 1e6:.1f}M parameters")  # fmt: skip
-    seen = np.geomspace(WARM, 3e9, 50)
+        seen, bits, _ = zip(*run["points"], strict=True)
+        series[run["name"]] = Series([flops * n for n in seen], bits, ".")
+    seen = tuple(np.geomspace(WARM, 3e9, 50))
     for name, parameters in sizes:
-        bits = [_predict(law, parameters, n) for n in seen]
-        ax.plot(6 * parameters * seen / a_token, bits, lw=1, color="0.7")
-        ax.annotate(name, (6 * parameters * seen[-1] / a_token, bits[-1]), fontsize=8)
-    ax.set_xscale("log")
-    ax.set_xlabel("training FLOPs; lines: fit, constant learning rate")
-    ax.legend(frameon=False, fontsize=8)
-    save(figure, given.out.with_suffix(".png"))
+        bits = tuple(_predict(law, parameters, n) for n in seen)
+        series[f"fit, {name}"] = Series([6 * parameters * n / a_token for n in seen], bits, "-")
+    chart(given.out.with_suffix(".png"), ("training FLOPs", series), log=True)
     return report_of(None, sweep="training curve", results=results, law=law, predicted=predicted)
 
 
