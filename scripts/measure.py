@@ -13,12 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from measuring import COMMANDS, archives, exactness, shrink, speed, tokenizers, training
+from measuring import COMMANDS, archives, exactness, memory, shrink, speed, tokenizers, training
 
 from llmzip.bench import write_report
 from llmzip.errors import LlmzipError
 
-MODULES = (archives, exactness, shrink, speed, tokenizers, training)  # they register commands
+# they register commands
+MODULES = (archives, exactness, memory, shrink, speed, tokenizers, training)
 
 
 def build() -> argparse.ArgumentParser:

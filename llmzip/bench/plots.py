@@ -37,7 +37,9 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
         for i, (name, (x, y, style)) in enumerate(series.items()):
             ax.plot(x, y, style, label=name, color=pyplot.get_cmap("tab20")(i % 20), ms=4, lw=1)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set(xlabel=title, ylabel=label, xscale="log" if log else None)
+        ax.set(xlabel=title, ylabel=label)
+        if log:
+            ax.set_xscale("log")
         ax.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     with writing(path, overwrite=True) as sink:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmzip import models
 from llmzip.archive.options import Options
 from llmzip.bench import provenance
 
@@ -49,5 +50,5 @@ def report_of(model: str | None, **figures: Any) -> Report:
 
 
 TEXTS = argument("texts", nargs="+", type=Path, help="files and folders")
+MODEL = argument("--model", default=models.DEFAULT)
 MODELS = argument("--model", action="append", required=True, help="may be given several times")
-LIMIT = argument("--bytes", type=int, help="use only so many bytes of each text")

@@ -15,7 +15,7 @@ from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import markdown, summary_table
 from llmzip.bench.report import rows as rows_of
 from llmzip.output import write
-from measuring import LIMIT, MODELS, TEXTS, Report, argument, command, report_of
+from measuring import MODEL, MODELS, TEXTS, Report, argument, command, report_of
 
 RIVAL = "xz -9e"
 FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
@@ -92,16 +92,18 @@ def domain(given: Namespace) -> Report:
     return {**report, "training": {**training, "model": own.name}}
 
 
-def _sweep(given: Namespace, sweeps: dict[str, Sweep], limit: int | None = None) -> list[Report]:
+def sweep(
+    model: str, paths: list[Path], sweeps: dict[str, Sweep], limit: int | None = None
+) -> list[Report]:
     """For each setting the figures of all texts together, and of each text by its name."""
     results = []
-    for sweep, settings in sweeps.items():
+    for group, settings in sweeps.items():
         for name, fields in settings.items():
-            options = Options(model=given.model, **fields)
-            report = compare(given.texts, options, rivals=[], limit=limit)
+            options = Options(model=model, **fields)
+            report = compare(paths, options, rivals=[], limit=limit)
             texts = {row["file"]: {k: row[k] for k in FIGURES} for row in rows_of(report)}
             total = summary(report)[-1]
-            results.append({"name": name, "sweep": sweep, "settings": fields,
+            results.append({"name": name, "sweep": group, "settings": fields,
                             **{k: total[k] for k in FIGURES}, "texts": texts})  # fmt: skip
             print(*(f"{k}: {results[-1][k]}" for k in ("sweep", "name", *FIGURES)), flush=True)
     return results
@@ -111,7 +113,7 @@ WINDOWS = argument("--windows", type=int, nargs="*", default=[64, 128, 256, 512,
 STREAMS = argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64, 256])
 
 
-@command("results/settings.json", TEXTS, argument("--model", default=store.DEFAULT), WINDOWS,
+@command("results/settings.json", TEXTS, MODEL, WINDOWS,
          STREAMS)  # fmt: skip
 def settings(given: Namespace) -> Report:
     """Context window, streams and memory, one sweep each: bits per byte and MB/s.
@@ -124,29 +126,30 @@ def settings(given: Namespace) -> Report:
         "streams": {str(s): {"streams": s} for s in given.streams},
         "memory": {"on": {}, "off": {"memory": False}},
     }
-    results = _sweep(given, sweeps)
-    series = {sweep: [r for r in results if r["sweep"] == sweep] for sweep in sweeps}
+    results = sweep(given.model, given.texts, sweeps)
+    series = {group: [r for r in results if r["sweep"] == group] for group in sweeps}
     chart(given.out.with_suffix(".png"), *(
-        (sweep, {"": Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])})
-        for sweep, mine in series.items()
+        (group, {"": Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])})
+        for group, mine in series.items()
     ))  # fmt: skip
     return report_of(given.model, sweep="settings", results=results)
 
 
-@command("results/context.json", TEXTS, argument("--model", required=True), LIMIT, WINDOWS, STREAMS)
+@command(
+    "results/context.json",
+    TEXTS,
+    argument("--model", required=True),
+    argument("--bytes", type=int, help="of each text"),
+    WINDOWS,
+    STREAMS,
+)
 def context(given: Namespace) -> Report:
     """Each window with each number of streams: bits per byte and MB/s of whole archives."""
     sweeps: dict[str, Sweep] = {
         f"{s} streams": {str(w): {"context": (w, w // 2), "streams": s} for w in given.windows}
         for s in given.streams
     }
-    return report_of(given.model, results=_sweep(given, sweeps, given.bytes))
-
-
-@command("results/memory.json", TEXTS, argument("--model", default=store.DEFAULT), LIMIT)
-def memory(given: Namespace) -> Report:
-    """What the memory saves: archives of each text with and without it."""
-    results = _sweep(given, {"memory": {"on": {}, "off": {"memory": False}}}, given.bytes)
+    results = sweep(given.model, given.texts, sweeps, given.bytes)
     return report_of(given.model, results=results)
 
 

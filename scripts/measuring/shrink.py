@@ -27,7 +27,7 @@ from llmzip.exact.llama import FAMILY
 from llmzip.exact.prepare import floating
 from llmzip.models import ModelFiles, packing
 from llmzip.tokenizer import Tokens
-from measuring import Report, argument, command, report_of
+from measuring import MODEL, Report, argument, command, report_of
 
 Tensors = dict[str, Tensor]
 # a matrix → as shipped (suffix → tensor), and as the engine computes with it
@@ -151,7 +151,7 @@ def _bits_per_byte(
 @command(
     "results/shrink.json",
     argument("texts", nargs="+", type=Path),
-    argument("--model", default=models.DEFAULT),
+    MODEL,
     argument("--bytes", type=int, default=50_000, help="of each text"),
     argument("--only", default="", help="families whose names contain this"),
 )
