@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import io
 import json
 import math
@@ -11,9 +12,12 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -21,13 +25,16 @@ import llmzip
 from llmzip import inference, models, tokenizer
 from llmzip.archive.options import FRAME_SIZE, Options
 from llmzip.bench import codecs, provenance
+from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import DIRECTIONS
 from llmzip.coding.frame import ZSTD, Frame
+from llmzip.coding.threads import Team
 from llmzip.exact.fused import FusedLlama
 from llmzip.inference import predictor
 from measuring import Report, argument, command, report_of
 
 STREAMS = (1, 4, 16, 64, 256)
+STAGED = 300_000  # bytes whose time is divided among functions
 PROCESSES: dict[str, codecs.Commands] = {
     "llmzip": ([sys.executable, "-m", "llmzip", "compress", "IN", "-o", "OUT"],
                [sys.executable, "-m", "llmzip", "decompress", "OUT", "-o", "BACK"]),
@@ -68,6 +75,7 @@ def speed(given: Namespace) -> Report:
         bound = roofline(name)
         report["models"][name] = {
             "roofline": bound,
+            "stages": stages(content[:STAGED], options),
             "streams": by_streams(content, options, bound["sgemm_seconds_a_token"]),
         }
         print(json.dumps(report["models"][name], indent=1), flush=True)
@@ -77,6 +85,14 @@ def speed(given: Namespace) -> Report:
         if codecs.program(commands[0][0])
     }
     report["memory"] = [_process("llmzip", text[: mb * 1_000_000]) for mb in given.peaks]
+    chart(given.out.with_suffix(".png"), *(
+        ("streams", {
+            f"{name}, {key}": Series([str(e["streams"]) for e in model["streams"]],
+                                     [e[key] for e in model["streams"]])
+            for name, model in report["models"].items() for key in keys
+        })
+        for keys in (("bits_per_byte",), ("encode_mb_s", "decode_mb_s"))
+    ), label="")  # fmt: skip
     return report
 
 
@@ -142,6 +158,31 @@ def by_streams(content: bytes, options: dict[str, Any], bound: float) -> list[di
                 **{f"{way}_roofline_share": bound * count / seconds[way] for way in DIRECTIONS},
             }
         )
+    return found
+
+
+def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Shares of the time of encoding and decoding on one thread, by function.
+
+    Compiled kernels are functions of their own, operations of torch count for their callers.
+    Functions below 1% are left out.
+    """
+    archive, threads, found = llmzip.compress(content, **options), torch.get_num_threads(), {}
+    calls = (partial(llmzip.compress, content), partial(llmzip.decompress, archive))
+    torch.set_num_threads(1)
+    for direction, call in zip(DIRECTIONS, calls, strict=True):
+        profile = cProfile.Profile(builtins=False)
+        # a profile is of one thread: nothing is computed ahead in others
+        with patch.object(Team, "together", lambda self, parts: zip(*parts, strict=True)):
+            profile.runcall(call, **options)
+        entries, spent = profile.getstats(), Counter[str]()
+        for entry in entries:
+            if not isinstance(entry.code, str):
+                module = Path(entry.code.co_filename).stem
+                spent[f"{module}.{entry.code.co_name}"] += entry.inlinetime
+        total = sum(spent.values())
+        found[direction] = {n: s / total for n, s in spent.most_common() if s >= total / 100}
+    torch.set_num_threads(threads)
     return found
 
 
