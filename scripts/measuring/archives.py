@@ -22,6 +22,7 @@ FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
 EXCLUDE = argument("--exclude", action="append", default=["MANIFEST.tsv"], metavar="NAME",
                    help="skip files of this name")  # fmt: skip
 Sweep = dict[str, dict[str, Any]]  # name of a setting → fields of Options
+MEMORY: Sweep = {"on": {}, "off": {"memory": False}}
 
 
 @command(
@@ -63,14 +64,14 @@ def comparison(given: Namespace) -> Report:
 
     A model of 135M parameters takes an hour on two cores.
     """
-    report, heads = (
-        compare(paths, Options(), models=given.model, rivals=given.codecs.split(","),
-                exclude=given.exclude, limit=limit)
-        for paths, limit in ((given.texts, None), (given.heads, given.limit))
-    )  # fmt: skip
-    report["results"] += heads["results"]
+    report: Report = {"results": [], "limit": given.limit}
+    for paths, limit in (given.texts, None), (given.heads, given.limit):
+        if paths:
+            part = compare(paths, Options(), models=given.model, rivals=given.codecs.split(","),
+                           exclude=given.exclude, limit=limit)  # fmt: skip
+            report = {**report, **part, "results": report["results"] + part["results"]}
     print(summary_table(report))
-    return {**report, "limit": given.limit}
+    return report
 
 
 @command(
@@ -124,7 +125,7 @@ def settings(given: Namespace) -> Report:
     sweeps: dict[str, Sweep] = {
         "window": {str(w): {"context": (w, w // 2), "memory": False} for w in given.windows},
         "streams": {str(s): {"streams": s} for s in given.streams},
-        "memory": {"on": {}, "off": {"memory": False}},
+        "memory": MEMORY,
     }
     results = sweep(given.model, given.texts, sweeps)
     series = {group: [r for r in results if r["sweep"] == group] for group in sweeps}

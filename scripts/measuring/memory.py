@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,16 +12,14 @@ from llmzip import inference, mixing, models
 from llmzip.bench import codecs
 from llmzip.bench.plots import Series, chart
 from llmzip.coding.frame_codec import FrameCodec, silent
-from llmzip.mixing import MATCH, Mixer, Recall, prior
+from llmzip.mixing import MATCH, Mixer, Recall
 from llmzip.tokenizer import Tokens
 from measuring import MODEL, Report, argument, command, report_of
-from measuring.archives import sweep
-
-PARTS = ("none", "matches", "contexts", "both", "both, corrected")
+from measuring.archives import MEMORY, sweep
 
 
 class _Matches(Recall):
-    """Finds what a match offers alone."""
+    """Recalls what matches offer alone."""
 
     def recall(self, candidates: np.ndarray, evidence: np.ndarray) -> None:
         super().recall(candidates, evidence)
@@ -33,12 +29,12 @@ class _Matches(Recall):
 
 
 class _Contexts(Recall):
-    """Finds what contexts offer alone."""
+    """Recalls what contexts offer alone."""
 
     def recall(self, candidates: np.ndarray, evidence: np.ndarray) -> None:
         super().recall(candidates, evidence)
         evidence[..., MATCH] = 0
-        _keep(candidates, evidence, np.asarray((evidence >= 8).any(-1)))  # seen in a context
+        _keep(candidates, evidence, np.asarray((evidence >= 8).any(-1)))
 
 
 def _keep(candidates: np.ndarray, evidence: np.ndarray, chosen: np.ndarray) -> None:
@@ -57,17 +53,13 @@ class _Uncorrected(Mixer):
         self._refined[:] = before
 
 
-@contextmanager
-def _limited(part: str) -> Iterator[None]:
-    """Frames that are encoded meanwhile use this part of the memory."""
-    recall = {"matches": _Matches, "contexts": _Contexts}.get(part, Recall)
-    mixer = _Uncorrected if part == "both" else Mixer
-
-    def begin(streams: int, steps: int, kinds: np.ndarray) -> tuple[Recall, Mixer]:
-        return recall(streams, steps, kinds), mixer(streams, prior())
-
-    with patch.object(mixing, "begin", begin):
-        yield
+PARTS = {
+    "none": (Recall, Mixer),  # and the memory switched off
+    "matches": (_Matches, Mixer),
+    "contexts": (_Contexts, Mixer),
+    "both": (Recall, _Uncorrected),
+    "both, corrected": (Recall, Mixer),
+}
 
 
 @command(
@@ -79,9 +71,9 @@ def _limited(part: str) -> Iterator[None]:
     argument("--bytes", type=int, default=200_000, help="of each text"),
 )  # fmt: skip
 def memory(given: Namespace) -> Report:
-    """Bits per byte of texts without memory, with matches, with contexts, with both, and corrected.
+    """Bits per byte of texts without memory, with matches, contexts, both, and both corrected.
 
-    A text of 200 KB takes about a minute and a half. Archives: of whole texts, as in `settings`.
+    A text of 200 KB takes about a minute and a half.
     """
     files = models.load(given.model)
     context = inference.default_context(files)
@@ -89,9 +81,9 @@ def memory(given: Namespace) -> Report:
     tokens, results = Tokens(files.tokenizer_json, model.vocabulary), []
     for path in given.texts:
         content, bits = path.read_bytes()[: given.bytes], {}
-        for part in PARTS:
+        for part, (recall, mixer) in PARTS.items():
             codec = FrameCodec(tokens, model, memory=part != "none")
-            with _limited(part):
+            with patch.multiple(mixing, Recall=recall, Mixer=mixer):
                 bits[part] = 8 * len(codec.encode(content, None, silent).payload) / len(content)
         xz = codecs.round_trip("xz -9e", content)["bits_per_byte"]
         results.append({"text": path.name, "bytes": len(content), "bits_per_byte": bits, "xz": xz})
@@ -100,8 +92,5 @@ def memory(given: Namespace) -> Report:
     chart(given.out.with_suffix(".png"), ("text", {
         part: Series(names, [r["bits_per_byte"][part] for r in results], "o") for part in PARTS
     }))  # fmt: skip
-    report = report_of(given.model, results=results)
-    if given.archives:
-        settings = {"memory": {"on": {}, "off": {"memory": False}}}
-        report["archives"] = sweep(given.model, given.archives, settings)
-    return report
+    archives = sweep(given.model, given.archives, {"memory": MEMORY}) if given.archives else []
+    return report_of(given.model, results=results, archives=archives)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -175,13 +175,14 @@ def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float
         # a profile is of one thread: nothing is computed ahead in others
         with patch.object(Team, "together", lambda self, parts: zip(*parts, strict=True)):
             profile.runcall(call, **options)
-        entries, spent = profile.getstats(), Counter[str]()
-        for entry in entries:
+        spent: dict[str, float] = defaultdict(float)
+        for entry in profile.getstats():
             if not isinstance(entry.code, str):
                 module = Path(entry.code.co_filename).stem
                 spent[f"{module}.{entry.code.co_name}"] += entry.inlinetime
         total = sum(spent.values())
-        found[direction] = {n: s / total for n, s in spent.most_common() if s >= total / 100}
+        ranked = sorted(spent.items(), key=lambda item: -item[1])
+        found[direction] = {n: s / total for n, s in ranked if s >= total / 100}
     torch.set_num_threads(threads)
     return found
 
