@@ -17,6 +17,7 @@ class Meter:
     """Energy between `start` and `joules`, of processors and, for a CUDA device, of the GPU."""
 
     def __init__(self, device: str) -> None:
+        """`device`: "cpu", "cuda" or "cuda:N"."""
         self._packages = [
             folder for folder in sorted(_RAPL.glob("intel-rapl:*")) if folder.name.count(":") == 1
         ]
