@@ -40,7 +40,8 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
         ax.set(xlabel=title, ylabel=label)
         if log:
             ax.set_xscale("log")
-        ax.legend(frameon=False, fontsize=8)
+        if any(series):  # names other than ""
+            ax.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     with writing(path, overwrite=True) as sink:
         figure.savefig(sink, dpi=110, format=path.suffix.lstrip(".") or "png")

@@ -32,6 +32,7 @@ from llmzip.coding.threads import Team
 from llmzip.exact.fused import FusedLlama
 from llmzip.inference import predictor
 from measuring import Report, argument, command, report_of
+from measuring.archives import sweep
 
 STREAMS = (1, 4, 16, 64, 256)
 STAGED = 300_000  # bytes whose time is divided among functions
@@ -62,7 +63,7 @@ def speed(given: Namespace) -> Report:
     installed.
     """
     text = given.text.read_bytes()
-    content = (text * (1 + given.bytes // len(text)))[: given.bytes]
+    content = text[: given.bytes]
     report: Report = {
         **provenance(Options(device=given.device)),
         "text": given.text.name,
@@ -71,12 +72,11 @@ def speed(given: Namespace) -> Report:
     }
     for name in given.models:
         options = {"model": name, "device": given.device}
-        llmzip.decompress(llmzip.compress(content[:3000], **options), **options)
         bound = roofline(name)
         report["models"][name] = {
             "roofline": bound,
             "stages": stages(content[:STAGED], options),
-            "streams": by_streams(content, options, bound["sgemm_seconds_a_token"]),
+            "streams": by_streams(name, given, content, bound["sgemm_seconds_a_token"]),
         }
         print(json.dumps(report["models"][name], indent=1), flush=True)
     report["processes"] = {
@@ -138,26 +138,19 @@ def _best(work: Callable[[], object], seconds: float = 0.5) -> float:
     return best
 
 
-def by_streams(content: bytes, options: dict[str, Any], bound: float) -> list[dict[str, Any]]:
+def by_streams(name: str, given: Namespace, content: bytes, bound: float) -> list[Report]:
     """Bits per byte and speed for each number of streams; `bound`: seconds a token of sgemm."""
-    files = models.load(options["model"])
+    files = models.load(name)
     tokens = tokenizer.Tokens(files.tokenizer_json, int(files.config["vocab_size"]))
-    count, found = len(tokens.encode(content)), []
-    for streams in (*STREAMS, None):
-        start = time.perf_counter()
-        archive = llmzip.compress(content, **options, streams=streams)
-        middle = time.perf_counter()
-        assert llmzip.decompress(archive, **options) == content
-        seconds = {"encode": middle - start, "decode": time.perf_counter() - middle}
-        found.append(
-            {
-                "streams": streams or "default",
-                "bits_per_byte": 8 * len(archive) / len(content),
-                "decode_tokens_s": count / seconds["decode"],
-                **{f"{way}_mb_s": len(content) / seconds[way] / 1e6 for way in DIRECTIONS},
-                **{f"{way}_roofline_share": bound * count / seconds[way] for way in DIRECTIONS},
-            }
-        )
+    count = len(tokens.encode(content)) / len(content) * 1e6  # tokens a megabyte
+    settings = {str(n): {"streams": n, "device": given.device} for n in STREAMS}
+    settings["default"] = {"device": given.device}
+    found = sweep(name, [given.text], {"streams": settings}, given.bytes)
+    for entry in found:
+        entry["streams"] = entry["settings"].get("streams", "default")
+        entry["decode_tokens_s"] = count * entry["decode_mb_s"]
+        for way in DIRECTIONS:
+            entry[f"{way}_roofline_share"] = bound * count * entry[f"{way}_mb_s"]
     return found
 
 
@@ -168,6 +161,7 @@ def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float
     Functions below 1% are left out.
     """
     archive, threads, found = llmzip.compress(content, **options), torch.get_num_threads(), {}
+    llmzip.decompress(archive, **options)  # compiles what is timed
     calls = (partial(llmzip.compress, content), partial(llmzip.decompress, archive))
     torch.set_num_threads(1)
     for direction, call in zip(DIRECTIONS, calls, strict=True):
