@@ -142,9 +142,11 @@ def speed() -> str:
         peak = max(run[f"{way}_peak_bytes"] for way in DIRECTIONS) / 2**20
         lines.append({**run, "name": name, "peak": peak})
     processes = filled(f"""
-whole processes, {report["bytes"] / 1e6:g} MB of prose | bits per byte | compress | decompress | memory
-{{name}} | {{bits_per_byte:.3f}} | {{encode_seconds:.2f}} s | {{decode_seconds:.2f}} s | {{peak:.0f}} MiB
-""", lines)  # fmt: skip  # noqa: E501
+whole processes, {report["bytes"] / 1e6:g} MB of prose | bits per byte | compress \
+| decompress | memory
+{{name}} | {{bits_per_byte:.3f}} | {{encode_seconds:.2f}} s | {{decode_seconds:.2f}} s \
+| {{peak:.0f}} MiB
+""", lines)  # fmt: skip
     lines = []
     for name, model in sorted(report["models"].items(), key=lambda item: item[0] != own):
         for p in model["streams"]:
@@ -176,8 +178,9 @@ def scaling() -> str:
     cells = " | ".join(f"{{cores_{n}:,.0f}}" for n in cores)
     found = filled(f"""
 model | | KB/s a core | core-hours a TB | price | {hours} | cores that one run feeds
-{{name}} | {{way}} | {{kb_s_a_core:.1f}} | {{core_hours_a_terabyte:,.0f}} | {{price_a_terabyte:,.0f}} | {cells} | {{cores_that_one_assembly_feeds:,.0f}}
-""", lines, 2)  # fmt: skip  # noqa: E501
+{{name}} | {{way}} | {{kb_s_a_core:.1f}} | {{core_hours_a_terabyte:,.0f}} \
+| {{price_a_terabyte:,.0f}} | {cells} | {{cores_that_one_assembly_feeds:,.0f}}
+""", lines, 2)  # fmt: skip
     note = (
         f"Rates of one core of {machine(report)}; the price assumes "
         f"{report['assumed_price_of_a_core_hour']:g} a core-hour; frames are put together at "
@@ -213,8 +216,9 @@ def portability() -> str:
         lines.append({**way, "name": name, "same": same})
     found = filled("""
 where | machine | torch | transformers | numba | coder | archives
-{name} | {machine}, {capability} | {versions[torch]} | {versions[transformers]} | {versions[numba]} | {versions[constriction]} | {same}
-""", lines, 7)  # fmt: skip  # noqa: E501
+{name} | {machine}, {capability} | {versions[torch]} | {versions[transformers]} \
+| {versions[numba]} | {versions[constriction]} | {same}
+""", lines, 7)  # fmt: skip
     return "\n".join([*found, "", f"Archives: {', '.join(report['archives'])}; {report['date']}."])
 
 
@@ -229,9 +233,11 @@ def models() -> str:
             else:
                 m[rival] = "never" if count is None else ""
     found = filled("""
-model | parameters | bytes | bits per byte | model counted | MB/s | pays against xz from | against the next smaller from
-{name} | {parameters:,} | {bytes:,} | {bits_per_byte:.3f} | {bits_per_byte_with_model:.3f} | {encode_mb_s:.3f} / {decode_mb_s:.3f} | {xz} | {smaller}
-""", report["results"])  # fmt: skip  # noqa: E501
+model | parameters | bytes | bits per byte | model counted | MB/s | pays against xz from \
+| against the next smaller from
+{name} | {parameters:,} | {bytes:,} | {bits_per_byte:.3f} | {bits_per_byte_with_model:.3f} \
+| {encode_mb_s:.3f} / {decode_mb_s:.3f} | {xz} | {smaller}
+""", report["results"])  # fmt: skip
     law = report["power_law"]
     fit = ", ".join(f"{name} {r:+.1f}%" for name, r in law["residuals_percent"].items())
     note = (
@@ -261,8 +267,9 @@ def settings() -> str:
     report = read("settings.json")
     return noted(filled("""
 sweep | setting | bits per byte | MB/s | peak MB, encoding
-{sweep} | {name} | {bits_per_byte:.3f} | {encode_mb_s:.3f} / {decode_mb_s:.3f} | {encode_peak_mb:,.0f}
-""", report["results"], 2), report)  # fmt: skip  # noqa: E501
+{sweep} | {name} | {bits_per_byte:.3f} | {encode_mb_s:.3f} / {decode_mb_s:.3f} \
+| {encode_peak_mb:,.0f}
+""", report["results"], 2), report)  # fmt: skip
 
 
 @shown("docs/research.md")
@@ -272,9 +279,11 @@ def tokenizers() -> str:
     for r in report["results"]:  # models with a head of two stages have no archives
         r |= {key: format(r[key], form) if key in r else "" for key, form in forms.items()}
     found = filled("""
-vocabulary | head | bytes a token | bits per byte, model alone | whole archives | bytes, packed | MB/s
-{vocabulary:,} | {head} | {bytes_a_token:.2f} | {bits_per_byte:.3f} | {archive_bits_per_byte} | {bytes} | {encode_mb_s}
-""", report["results"], 2)  # fmt: skip  # noqa: E501
+vocabulary | head | bytes a token | bits per byte, model alone | whole archives \
+| bytes, packed | MB/s
+{vocabulary:,} | {head} | {bytes_a_token:.2f} | {bits_per_byte:.3f} | {archive_bits_per_byte} \
+| {bytes} | {encode_mb_s}
+""", report["results"], 2)  # fmt: skip
     return noted(found, report, f"Each trained on {report['megabytes']:g} MB of text.")
 
 
@@ -315,8 +324,9 @@ def pack() -> str:
         r |= {name: r[codec] / r["bytes"] for name, codec in codecs.items()}
     return noted(filled("""
 weights | form | bytes | llmzip pack | deflate -9 | zstd -19 | xz -9e | packing, s | unpacking, s
-{weights} | {form} | {bytes:,} | {pack:.1%} | {deflate:.1%} | {zstd:.1%} | {xz:.1%} | {pack_seconds:.2f} | {unpack_seconds:.2f}
-""", report["results"], 2), report)  # fmt: skip  # noqa: E501
+{weights} | {form} | {bytes:,} | {pack:.1%} | {deflate:.1%} | {zstd:.1%} | {xz:.1%} \
+| {pack_seconds:.2f} | {unpack_seconds:.2f}
+""", report["results"], 2), report)  # fmt: skip
 
 
 @shown("docs/research.md")
