@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Are the same archives decoded, and written, everywhere? Tries every way this machine allows.
+"""Check that archives are written and decoded to the same bytes in every environment at hand.
 
     python scripts/verify_portability.py [--with NAME=COMMAND]… [--out results/portability.json]
 
-Archives are made here and now; each way is a process of its own that decodes them, compresses
-their contents again, and says whether both gave the same bytes. Ways of this Python: kinds of
-instructions, numbers of threads, a GPU if there is one. COMMAND runs another Python that has
-llmzip's dependencies: of a virtual environment, or under an emulator, with ENV=VALUE before it.
-Ways that COMMANDs of an earlier run gave are kept in the file until they are run again.
+Archives are made first; then each environment is a process of its own that decodes them, compresses
+their contents again, and compares both by bytes. With this Python: instruction sets, numbers of
+threads, a GPU if there is one. COMMAND runs another Python that has llmzip's dependencies, of a
+virtual environment or under an emulator, with ENV=VALUE before it. Results of COMMANDs of an
+earlier run stay in the file until they are run again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -30,8 +29,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 PACKAGES = ("torch", "transformers", "tokenizers", "numba", "numpy", "constriction")
-LENGTH = 4000  # bytes of content: some ten thousand steps of models in all
-TRAINING_STEPS = 150  # of the converted model, so that it does better than zstd
+LENGTH = 4000  # bytes of content: about ten thousand steps of models in all
+TRAINING_STEPS = 150  # of the converted model, so that its archives are smaller than zstd's
+
+Environment = tuple[list[str], dict[str, str], str]  # Python, variables, device
 
 
 def cases(folder: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
@@ -47,23 +48,6 @@ def cases(folder: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
     }
 
 
-def compress(content: bytes, options: dict[str, Any]) -> bytes:
-    from llmzip import ArchiveWriter, Options
-
-    sink = io.BytesIO()
-    writer = ArchiveWriter(sink, Options(**options))
-    writer.write(content)
-    writer.finish()
-    return sink.getvalue()
-
-
-def decompress(archive: bytes, options: dict[str, Any]) -> bytes:
-    from llmzip import ArchiveReader, Options
-
-    kept = {name: options[name] for name in ("model", "device") if name in options}
-    return b"".join(ArchiveReader(io.BytesIO(archive), Options(**kept)))
-
-
 def make_converted(folder: Path) -> None:
     sys.path.insert(0, str(TESTS))
     from families import FAMILIES, build, save, tokenise, train  # type: ignore[import-not-found]
@@ -75,19 +59,22 @@ def make_converted(folder: Path) -> None:
 
 
 def examine(folder: Path, device: str) -> dict[str, Any]:
-    """What this process makes of the archives in `folder`, and what it is."""
+    """Decode and encode the archives in `folder` in this process → outcomes and versions."""
     import torch
+
+    import llmzip
+    from llmzip.bench.codecs import archive_of
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start = time.time()
     outcome: dict[str, str] = {}
     for name, (content, options) in cases(folder).items():
         archive = (folder / f"{name}.llmz").read_bytes()
-        options = {**options, "device": device}
+        model = options.get("model")
         try:
-            decoded = decompress(archive, options) == content
-            written = compress(content, options) == archive
-        except Exception as error:  # the table shall say so
+            decoded = llmzip.decompress(archive, model=model, device=device) == content
+            written = archive_of(content, llmzip.Options(**options, device=device)) == archive
+        except Exception as error:  # shown in the table
             outcome[name] = f"{type(error).__name__}: {error}"
         else:
             outcome[name] = "same" if decoded and written else "OTHER BYTES"
@@ -109,13 +96,13 @@ def examine(folder: Path, device: str) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """As installed; the stand-in of tests/pure says that it is one."""
-    said = getattr(sys.modules.get(package), "__version__", None)
-    return said or importlib.metadata.version(package)
+    """The version that is imported, of tests/pure too, or else the one that is installed."""
+    imported = getattr(sys.modules.get(package), "__version__", None)
+    return imported or importlib.metadata.version(package)
 
 
-def ways() -> dict[str, tuple[list[str], dict[str, str], str]]:
-    """Name → (Python, environment, device) for the kinds of this machine."""
+def environments() -> dict[str, Environment]:
+    """Those of this Python by name."""
     import torch
 
     here = [sys.executable]
@@ -135,6 +122,7 @@ def ways() -> dict[str, tuple[list[str], dict[str, str], str]]:
 
 
 def run(command: list[str], variables: dict[str, str], device: str, folder: Path) -> dict[str, Any]:
+    """`examine` in a process of an environment."""
     arguments = [*command, str(Path(__file__).resolve()), "--examine", str(folder), device]
     environment = {**os.environ, **variables, "NUMBA_CACHE_DIR": str(folder / "numba")}
     paths = [str(ROOT), variables.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))]
@@ -145,7 +133,8 @@ def run(command: list[str], variables: dict[str, str], device: str, folder: Path
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def given_way(text: str) -> tuple[str, tuple[list[str], dict[str, str], str]]:
+def other_python(text: str) -> tuple[str, Environment]:
+    """NAME=COMMAND → name, environment. Raises ArgumentTypeError."""
     name, _, command = text.partition("=")
     words = shlex.split(command)
     variables = {}
@@ -162,33 +151,35 @@ def main() -> int:
         print(json.dumps(examine(Path(sys.argv[2]), sys.argv[3])))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--with", dest="given", action="append", default=[], type=given_way,
+    parser.add_argument("--with", dest="given", action="append", default=[], type=other_python,
                         metavar="NAME=COMMAND", help="another Python")  # fmt: skip
-    parser.add_argument("--only-given", action="store_true", help="try no ways of this Python")
+    parser.add_argument(
+        "--only-given", action="store_true", help="skip the environments of this Python"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "portability.json")
     arguments = parser.parse_args()
+    import llmzip
+    from llmzip.bench import provenance, write_report
+    from llmzip.bench.codecs import archive_of
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_converted(folder / "gpt2")
         made = {}
         for case, (content, options) in cases(folder).items():
-            archive = compress(content, options)
+            archive = archive_of(content, llmzip.Options(**options))
             (folder / f"{case}.llmz").write_bytes(archive)
             digest = hashlib.sha256(archive).hexdigest()
             made[case] = {"content": len(content), "archive": len(archive), "sha256": digest}
         earlier = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        same = earlier.get("archives") == made
-        kept: dict[str, Any] = earlier["ways"] if same else {}
-        tried = {} if arguments.only_given else ways()
-        for way, (command, variables, device) in (tried | dict(arguments.given)).items():
-            kept[way] = run(command, variables, device, folder)
-            print(way, json.dumps(kept[way]), flush=True)
-    from llmzip.archive.options import Options
-    from llmzip.bench import circumstances
-
-    report = {**circumstances(Options()), "archives": made, "ways": kept}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    good = all(set(way.get("archives", {"": ""}).values()) == {"same"} for way in kept.values())
+        outcomes: dict[str, Any] = earlier["ways"] if earlier.get("archives") == made else {}
+        tried = {} if arguments.only_given else environments()
+        for name, (command, variables, device) in (tried | dict(arguments.given)).items():
+            outcomes[name] = run(command, variables, device, folder)
+            print(name, json.dumps(outcomes[name]), flush=True)
+    report = {**provenance(llmzip.Options()), "archives": made, "ways": outcomes}
+    write_report(arguments.out, report)
+    good = all(set(o.get("archives", {"": ""}).values()) == {"same"} for o in outcomes.values())
     return 0 if good else 1
 
 

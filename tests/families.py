@@ -1,6 +1,6 @@
 """Small models of many families of the transformers library, made and briefly trained here.
 
-python tests/families.py DIR --text FILE --seconds 60   # folders for measure_exactness.py
+python tests/families.py DIR --text FILE --seconds 60   # folders for measure.py exactness
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 import llmzip
 from llmzip import inference, models
 from llmzip.errors import UnsupportedModel, WrongModel
-from llmzip.exact import ops, tables
+from llmzip.exact import ops
+from llmzip.exact.activations import GATES, gate_table
 from llmzip.exact.convert import verify
 from llmzip.exact.convert.config import load_network, parse_config
 from llmzip.exact.convert.model import ExactTransformer, make_exact
@@ -377,10 +378,10 @@ def test_gates_are_correctly_rounded() -> None:
         ("quick_gelu", lambda v: 1 / (1 + math.exp(-1.702 * v))),
     ):
         expected = torch.tensor([g if (g := gate(v)) > floor else 0.0 for v in x])
-        assert torch.equal(tables.gate_table(kind)[at], expected)
+        assert torch.equal(gate_table(kind)[at], expected)
     digest = hashlib.sha256()
-    for kind in tables.GATES:
-        digest.update(tables.gate_table(kind).numpy().tobytes())
+    for kind in GATES:
+        digest.update(gate_table(kind).numpy().tobytes())
     assert digest.hexdigest()[:16] == "7d645cf85d65b2f0"
 
 

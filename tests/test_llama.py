@@ -26,9 +26,11 @@ from transformers import (
 from llmzip import models
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import matmul, ops, selftest, tables
+from llmzip.exact.activations import gate_table
 from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.exact.rotary import RotaryTable, rotary_frequencies
 from llmzip.inference import Context, ExactPredictor, build
 from llmzip.tokenizer import Tokens
 
@@ -349,13 +351,12 @@ def test_tables_are_correctly_rounded() -> None:
         for i in range(0, 256, 17):
             expected = (Decimal(2).ln() * (30 - Decimal(i) / 256)).exp()
             assert tables.exp2_mantissas(8, 30)[i] == int(expected.to_integral_value())
-        table, reach = tables.gate_table("silu"), 16 * 1024
-        for i in range(-reach + 1, reach, 997):
+        table, limit = gate_table("silu"), 16 * 1024
+        for i in range(-limit + 1, limit, 997):
             expected = 1 / (1 + (-Decimal(i) / 1024).exp())
-            assert table[reach + i].item() == np.float32(float(expected))
-    cos, sin = tables.RotaryTable(tables.rotary_frequencies({"rope_theta": 10000.0}, 16)).at(
-        100_000, 3
-    )
+            assert table[limit + i].item() == np.float32(float(expected))
+    frequencies = rotary_frequencies({"rope_theta": 10000.0}, 16)
+    cos, sin = RotaryTable(frequencies).cos_sin(100_000, 3)
     angle = np.arange(100_000, 100_003)[:, None] * 10000.0 ** (-np.arange(8) / 8)
     assert np.abs(cos.numpy() - np.cos(angle)).max() < 2e-7
     assert np.abs(sin.numpy() - np.sin(angle)).max() < 2e-7

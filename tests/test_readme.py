@@ -21,7 +21,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
 
 
 def test_the_table_is_fresh() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "readme_table.py"), "--check"]
+    command = [sys.executable, str(ROOT / "scripts" / "tables.py"), "--check"]
     assert subprocess.run(command).returncode == 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,13 +206,12 @@ def test_the_whole_way(corpus: Path, tmp_path: Path) -> None:
     dev = tmp_path / "dev"
     dev.mkdir()
     (dev / "prose.txt").write_text(PROSE[::-1] + PROSE)
-    source = ["--config", str(config), "--corpus", str(corpus), "--work", str(tmp_path / "w")]
-    with pytest.raises(SystemExit):
-        run.main(source)
-    assert run.main([*source, "--prepare-only"]) == 0
+    script = Path(__file__).parent.parent / "scripts" / "train.py"
+    source = ["--config", config, "--corpus", corpus, "--work", tmp_path / "w", "--prepare-only"]
+    subprocess.run([sys.executable, script, "model", *source], check=True)
     packed = (tmp_path / "w" / "tokens.npy").read_bytes()
-    arguments = ["--dev", dev, "--out", tmp_path / "model", "--results", tmp_path / "results"]
-    assert run.main([*source, "--budget", "4s", *map(str, arguments)]) == 0
+    folders = {"dev": dev, "out": tmp_path / "model", "results": tmp_path / "results"}
+    run.train_model(config, corpus, tmp_path / "w", 4, **folders)
     assert (tmp_path / "w" / "tokens.npy").read_bytes() == packed
 
     report = json.loads((tmp_path / "results" / "report.json").read_text())

@@ -1,10 +1,13 @@
 """Files → bits per byte, MB/s, memory and energy of llmzip beside other compressors.
 
-`codecs`: what is compared, each in processes of its own. `energy`: joules, where the machine
-tells. `measure`: files and models → a report. `report`: a report → tables, CSV, plot.
+`codecs`: the compressors, each in processes of its own. `energy`: joules by the machine's
+counters. `comparison`: files and models → a report. `record`: where a report comes from, and its
+JSON. `report`: a report → tables, CSV. `plots`: figures of one style.
 """
 
-from llmzip.bench.measure import circumstances, compare
-from llmzip.bench.report import csv_of, plot, summary, table
+from llmzip.bench.comparison import compare
+from llmzip.bench.plots import plot
+from llmzip.bench.record import provenance, write_report
+from llmzip.bench.report import csv_of, summary, table
 
-__all__ = ["circumstances", "compare", "csv_of", "plot", "summary", "table"]
+__all__ = ["compare", "csv_of", "plot", "provenance", "summary", "table", "write_report"]

@@ -1,28 +1,34 @@
 """Compressors by name, each run in a fresh process that reports seconds, memory and energy.
 
-Nothing heavy is imported here: a process should weigh what its compressor does.
+Nothing heavy is imported here, so that the memory of a process is that of its compressor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmzip.bench.energy import Meter
 
-Way = Callable[[bytes], bytes]
+if TYPE_CHECKING:
+    from llmzip.archive.options import Options
 
-# compress IN to OUT, and OUT to BACK, in an empty folder; the last word may name what takes stdout
-_PROGRAMS = {
+Function = Callable[[bytes], bytes]
+Commands = Sequence[Sequence[str]]  # to compress IN to OUT, and to decompress OUT to BACK
+
+# They run in an empty folder; the last word of a command may name the file that takes its stdout.
+_PROGRAMS: dict[str, Commands] = {
     "zpaq -m5": (["zpaq", "a", "OUT.zpaq", "IN", "-m5"],
                  ["zpaq", "x", "OUT.zpaq", "-to", "BACK"]),
     "7z -mx9": (["7z", "a", "-mx=9", "-bd", "-y", "OUT.7z", "IN"],
@@ -37,28 +43,75 @@ CODECS = ("gzip -9", "bzip2 -9", "xz -9e", "zstd -19", "zstd -22 --long=27", "br
 
 
 def installed() -> list[str]:
-    """The names of those that can run here."""
+    """The names of those that can run here, in the order of CODECS."""
     found = []
     for name in CODECS:
         word = name.split()[0]
         library = _LIBRARIES.get(word)
         if name in _PROGRAMS:
-            if _program(word) is not None:
+            if program(word) is not None:
                 found.append(name)
         elif library is None or importlib.util.find_spec(library) is not None:
             found.append(name)
     return found
 
 
-def _program(word: str) -> str | None:
+def program(word: str) -> str | None:
+    """The path of a program, by any of its names; None if it is not installed."""
     return next((path for n in _NAMES.get(word, (word,)) if (path := shutil.which(n))), None)
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """One codec in one direction in a process of its own.
+def round_trip(
+    codec: str,
+    content: bytes,
+    *,
+    options: dict[str, Any] | None = None,
+    commands: Commands | None = None,
+    repeat: int = 1,
+) -> dict[str, Any]:
+    """Compress in one process and decompress in another, which has never seen the content.
 
-    `request`: codec, way ("encode", "decode"), source, target, repeat, options (llmzip's).
-    → seconds (a list), peak_bytes, joules (of one run, or None), sha256; or error.
+    `options`: fields of llmzip.Options, for llmzip. `commands` runs these in place of a codec
+    that is known by name. → compressed_bytes, bits_per_byte, decoded_sha256, and for each of
+    encode and decode: the median of the seconds, all of them, peak_bytes and joules of a run
+    (None if unknown); or an error.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        original, archive, back = (Path(folder, name) for name in ("original", "archive", "back"))
+        original.write_bytes(content)
+        for direction, source, target in (("encode", original, archive), ("decode", archive, back)):
+            done = run(
+                {
+                    "codec": codec,
+                    "direction": direction,
+                    "source": str(source),
+                    "target": str(target),
+                    "repeat": repeat,
+                    "options": options or {},
+                    "commands": commands,
+                }
+            )
+            if "error" in done:
+                return {**found, "error": f"{codec}, {direction}: {done['error']}"}
+            found[f"{direction}_seconds"] = statistics.median(done["seconds"])
+            found[f"{direction}_seconds_all"] = done["seconds"]
+            found[f"{direction}_peak_bytes"] = done["peak_bytes"]
+            found[f"{direction}_joules"] = done["joules"]
+        size = archive.stat().st_size
+    return {
+        **found,
+        "compressed_bytes": size,
+        "bits_per_byte": 8 * size / max(1, len(content)),
+        "decoded_sha256": done["sha256"],
+    }
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one codec in one direction in a process of its own.
+
+    `request`: codec, direction ("encode", "decode"), source, target, repeat, options, commands.
+    → seconds (a list), peak_bytes, joules (of one run, or None), sha256; or an error.
     """
     code = "from llmzip.bench.codecs import main; main()"
     done = subprocess.run(
@@ -72,14 +125,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The process: a request from stdin, its answer as the last line of stdout."""
+    """Read a request from stdin, and print the answer as the last line of stdout."""
     request = json.load(sys.stdin)
     source, target = Path(request["source"]), Path(request["target"])
-    encoding = request["way"] == "encode"
-    if request["codec"] in _PROGRAMS:
-        report = _run_program(request["codec"], encoding, source, target, request["repeat"])
+    encoding = request["direction"] == "encode"
+    commands = request.get("commands") or _PROGRAMS.get(request["codec"])
+    if commands:
+        report = _run_program(commands, encoding, source, target, request["repeat"])
     else:
-        work = _ways(request["codec"], request["options"])[0 if encoding else 1]
+        work = _functions(request["codec"], request["options"])[0 if encoding else 1]
         content, result, seconds = source.read_bytes(), b"", []
         meter = Meter(request["options"].get("device", "cpu"))
         meter.start()
@@ -97,7 +151,7 @@ def main() -> None:
 
 
 def _peak() -> int | None:
-    """The most memory that this process has held. (ru_maxrss would count its parent's, too.)"""
+    """Peak resident bytes of this process. (ru_maxrss would count its parent's, too.)"""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -108,37 +162,35 @@ def _peak() -> int | None:
 
 
 def _run_program(
-    codec: str, encoding: bool, source: Path, target: Path, repeat: int
+    commands: Commands, encoding: bool, source: Path, target: Path, repeat: int
 ) -> dict[str, Any]:
-    command = _PROGRAMS[codec][0 if encoding else 1]
-    command = [_program(command[0]) or command[0], *command[1:]]
-    made = next(word for word in _PROGRAMS[codec][0] if word.startswith("OUT"))
-    into = None
-    if command[-1].startswith(">"):
-        into = command.pop()[1:]
-    taken, given = ("IN", made) if encoding else (made, "BACK")
-    seconds, joules, meter = [], 0.0, Meter("cpu")
-    known = True
+    command = list(commands[0 if encoding else 1])
+    command[0] = program(command[0]) or command[0]
+    into = command.pop()[1:] if command[-1].startswith(">") else None
+    archive = next(word for word in commands[0] if word.strip(">").startswith("OUT")).strip(">")
+    given, made = ("IN", archive) if encoding else (archive, "BACK")
+    seconds, joules, meter = [], [], Meter("cpu")
     for _ in range(repeat):
         with tempfile.TemporaryDirectory() as folder:
-            # an archiver puts a file where it was from: BACK may become a folder
-            shutil.copyfile(source, Path(folder, taken))
+            shutil.copyfile(source, Path(folder, given))
             out = open(Path(folder, into), "wb") if into else subprocess.DEVNULL  # noqa: SIM115
             meter.start()
             start = time.perf_counter()
             done = subprocess.run(command, cwd=folder, stdout=out, stderr=subprocess.PIPE)
             seconds.append(time.perf_counter() - start)
-            used = meter.joules()
-            known, joules = known and used is not None, joules + (used or 0.0)
+            joules.append(meter.joules())
             if done.returncode:
-                raise SystemExit(f"{codec} ended with {done.returncode}")
-            result = Path(folder, given)
+                raise SystemExit(f"{command[0]} ended with {done.returncode}")
+            # an archiver restores a file by its name: BACK may become a folder
+            result = Path(folder, made)
             shutil.copyfile(result / "IN" if result.is_dir() else result, target)
-    return {"seconds": seconds, "joules": joules if known else None, "peak_bytes": _children()}
+    known = [used for used in joules if used is not None]
+    total = sum(known) if len(known) == repeat else None
+    return {"seconds": seconds, "joules": total, "peak_bytes": _children()}
 
 
 def _children() -> int | None:
-    """Of the largest program that this process ran, itself included: some 20 MB at least."""
+    """Peak resident bytes of the largest program that this process ran, 20 MB at least."""
     try:
         import resource
     except ImportError:
@@ -147,7 +199,7 @@ def _children() -> int | None:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kilo
 
 
-def _ways(codec: str, options: dict[str, Any]) -> tuple[Way, Way]:
+def _functions(codec: str, options: dict[str, Any]) -> tuple[Function, Function]:
     """Compress and decompress, ready to be timed."""
     word = codec.split()[0]
     if word == LLMZIP:
@@ -187,7 +239,7 @@ def _ways(codec: str, options: dict[str, Any]) -> tuple[Way, Way]:
     )
 
 
-def _ppmd() -> tuple[Way, Way]:
+def _ppmd() -> tuple[Function, Function]:
     import pyppmd
 
     order, memory = 16, 256 << 20
@@ -206,24 +258,31 @@ def _ppmd() -> tuple[Way, Way]:
     return pack, unpack
 
 
-def _llmzip(options: dict[str, Any]) -> tuple[Way, Way]:
-    """With the model loaded; `options` are those of llmzip.Options."""
-    import io
-
+def archive_of(content: bytes, options: Options) -> bytes:
+    """The llmzip archive of `content`, in memory."""
     import llmzip
 
-    writing = llmzip.Options(**options)
-    reading = llmzip.Options(model=options.get("model"), device=options.get("device", "cpu"))
+    sink = io.BytesIO()
+    writer = llmzip.ArchiveWriter(sink, options)
+    writer.write(content)
+    writer.finish()
+    return sink.getvalue()
+
+
+def _llmzip(given: dict[str, Any]) -> tuple[Function, Function]:
+    """With the model loaded; `given` are fields of llmzip.Options."""
+    import llmzip
+
+    if isinstance(given.get("context"), list):  # JSON has no tuples
+        given = {**given, "context": tuple(given["context"])}
+    options = llmzip.Options(**given)
+    reading = llmzip.Options(model=options.model, device=options.device)
 
     def pack(data: bytes) -> bytes:
-        sink = io.BytesIO()
-        writer = llmzip.ArchiveWriter(sink, writing)
-        writer.write(data)
-        writer.finish()
-        return sink.getvalue()
+        return archive_of(data, options)
 
     def unpack(data: bytes) -> bytes:
         return b"".join(llmzip.ArchiveReader(io.BytesIO(data), reading))
 
-    unpack(pack(b"a text to load the model by"))
+    unpack(pack(b"load the model before it is timed"))
     return pack, unpack

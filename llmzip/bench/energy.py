@@ -1,6 +1,6 @@
-"""Joules that this machine has used, by its own counters: RAPL for processors, NVML for a GPU.
+"""Energy in joules by the machine's own counters: RAPL for processors, NVML for a GPU.
 
-They count all that the machine does meanwhile. Where one is missing there is no figure.
+The counters include whatever else the machine does meanwhile. Without them there is no figure.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 _RAPL = Path("/sys/class/powercap")
-_MOST_WATTS = 1000  # of a package: how long its counter surely takes to go round
+_MOST_WATTS = 1000  # of a package: a bound on how soon its counter wraps around
 
 
 class Meter:
-    """`start`, then `joules`."""
+    """Energy between `start` and `joules`, of processors and, for a CUDA device, of the GPU."""
 
     def __init__(self, device: str) -> None:
+        """`device`: "cpu", "cuda" or "cuda:N"."""
         self._packages = [
             folder for folder in sorted(_RAPL.glob("intel-rapl:*")) if folder.name.count(":") == 1
         ]
@@ -24,10 +25,11 @@ class Meter:
         self._needs_gpu = device.startswith("cuda")
 
     def start(self) -> None:
+        """Begin a measurement."""
         self._begin, self._before = time.perf_counter(), self._read()
 
     def joules(self) -> float | None:
-        """Since `start`; None if a counter is missing or may have gone round more than once."""
+        """Joules since `start`; None if a counter is missing or may have wrapped more than once."""
         seconds, after = time.perf_counter() - self._begin, self._read()
         if self._before is None or after is None:
             return None
@@ -39,7 +41,7 @@ class Meter:
         return total
 
     def _read(self) -> list[tuple[float, float]] | None:
-        """(joules, where the counter goes round or 0) of each part."""
+        """(joules, where the counter wraps around or 0) of each package and GPU."""
         if not self._packages or (self._needs_gpu and self._gpu is None):
             return None
         try:

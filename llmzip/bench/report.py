@@ -1,14 +1,13 @@
-"""A report → summary by category, Markdown, CSV, plot. Knows nothing of how it was measured."""
+"""A report → summary by category, Markdown, CSV. Knows nothing of how it was measured."""
 
 from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from llmzip.output import writing
-
+DIRECTIONS = ("encode", "decode")
 _ALL = "all"
 _FIELDS = ("category", "file", "codec", "bytes", "compressed_bytes", "bits_per_byte", "ratio",
            "model_bytes", "bits_per_byte_with_model", "encode_mb_s", "decode_mb_s",
@@ -17,7 +16,7 @@ _FIELDS = ("category", "file", "codec", "bytes", "compressed_bytes", "bits_per_b
 
 
 def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a result, with all that follows from it; None where it is not known."""
+    """A row for each result, with the figures that follow from it; None where unknown."""
     found = []
     for result in report["results"]:
         row = {name: result.get(name) for name in _FIELDS}
@@ -26,7 +25,7 @@ def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             row["ratio"] = size / max(1, small)
             counted = small + result.get("model_bytes", 0)
             row["bits_per_byte_with_model"] = 8 * counted / max(1, size)
-        for way in ("encode", "decode"):
+        for way in DIRECTIONS:
             seconds, joules = result.get(f"{way}_seconds"), result.get(f"{way}_joules")
             peak = result.get(f"{way}_peak_bytes")
             row[f"{way}_mb_s"] = size / 1e6 / seconds if seconds else None
@@ -37,9 +36,12 @@ def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each category and codec, and for all files: bits per byte as the mean of files
-    and of all bytes together, there with the model counted once; speed by all seconds, the largest
-    peak. Of failed round trips there is none."""
+    """A row for each category and codec, and for all files together.
+
+    Bits per byte are the mean of files, and of all bytes together, also with the model counted
+    once. Speed is by the sum of seconds, memory the largest peak. There is no row for a codec that
+    failed to restore a file.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in report["results"]:
         groups.setdefault((result.get("category", ""), result["codec"]), []).append(result)
@@ -64,7 +66,7 @@ def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
             "model_bytes": model,
             "bits_per_byte_with_model": 8 * (small + model) / size,
         }
-        for way in ("encode", "decode"):
+        for way in DIRECTIONS:
             joules: list[Any] = [m.get(f"{way}_joules") for m in members]
             peaks: list[Any] = [m.get(f"{way}_peak_bytes") for m in members]
             row[f"{way}_mb_s"] = size / 1e6 / sum(m[f"{way}_seconds"] for m in members)
@@ -75,12 +77,27 @@ def summary(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def csv_of(report: dict[str, Any]) -> str:
-    """A line a result; cells that are not known are empty."""
+    """A report as CSV, a line for each result; unknown cells are empty."""
     sink = io.StringIO()
     writer = csv.DictWriter(sink, _FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows(report))
     return sink.getvalue()
+
+
+def markdown_table(heads: str, rows: Iterable[Iterable[str]], texts: int = 1) -> list[str]:
+    """The lines of a Markdown table. `heads` are separated by "|"; the first `texts` columns are
+    aligned to the left, the others to the right."""
+    names = [name.strip() for name in heads.split("|")]
+    rule = ["---"] * texts + ["---:"] * (len(names) - texts)
+    return [f"| {' | '.join(cells)} |" for cells in (names, rule, *rows)]
+
+
+def pair(row: dict[str, Any], name: str, form: str) -> str:
+    """ "encoding / decoding" of a row's figure, such as mb_s; unknown ones are left out."""
+    values = [row[f"{way}_{name}"] for way in DIRECTIONS]
+    known = (format(value, form) if value is not None else "" for value in values)
+    return " / ".join(known) if any(value is not None for value in values) else ""
 
 
 def table(report: dict[str, Any]) -> str:
@@ -91,17 +108,15 @@ def table(report: dict[str, Any]) -> str:
         files.setdefault(key, {})[result["codec"]] = result
     codecs = list(next(iter(files.values())))
     own = codecs[0]
-    lines = [
-        "| file | bytes | " + " | ".join(codecs) + f" | {own.split()[0]}, MB/s |",
-        "| --- | ---: |" + " ---: |" * (len(codecs) + 1),
-    ]
+    lines = []
     for (_, name), by_codec in files.items():
-        cells = [_bits(result) for result in by_codec.values()]
         first = by_codec[own]
-        speeds = (first["bytes"] / 1e6 / first[f"{way}_seconds"] for way in ("encode", "decode"))
-        cells.append(" / ".join(f"{speed:.3f}" for speed in speeds))
-        lines.append(f"| {name} | {first['bytes']:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        speeds = {f"{way}_mb_s": first["bytes"] / 1e6 / first[f"{way}_seconds"]
+                  for way in DIRECTIONS}  # fmt: skip
+        bits = map(_bits, by_codec.values())
+        lines.append([name, f"{first['bytes']:,}", *bits, pair(speeds, "mb_s", ".3f")])
+    heads = f"file | bytes | {' | '.join(codecs)} | {own.split()[0]}, MB/s"
+    return "\n".join(markdown_table(heads, lines))
 
 
 def _bits(result: dict[str, Any]) -> str:
@@ -112,24 +127,19 @@ def _bits(result: dict[str, Any]) -> str:
 
 def summary_table(report: dict[str, Any]) -> str:
     """The summary as a Markdown table."""
-    lines = [
-        "| category | codec | files | bits per byte, mean of files | of all bytes "
-        "| with the model | MB/s | peak MB | J/MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in summary(report):
-        bits = (row["mean_bits_per_byte"], row["bits_per_byte"], row["bits_per_byte_with_model"])
-        cells = [row["category"], row["codec"], str(row["files"]), *(f"{b:.3f}" for b in bits)]
-        for name, digits in (("mb_s", 3), ("peak_mb", 0), ("j_mb", 2)):
-            values = [row[f"{way}_{name}"] for way in ("encode", "decode")]
-            known = (f"{value:.{digits}f}" if value is not None else "" for value in values)
-            cells.append(" / ".join(known) if any(v is not None for v in values) else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    heads = "category | codec | files | bits per byte, mean of files | of all bytes "
+    heads += "| with the model | MB/s | peak MB | J/MB"
+    bits = ("mean_bits_per_byte", "bits_per_byte", "bits_per_byte_with_model")
+    lines = (
+        [row["category"], row["codec"], str(row["files"]), *(f"{row[key]:.3f}" for key in bits),
+         pair(row, "mb_s", ".3f"), pair(row, "peak_mb", ".0f"), pair(row, "j_mb", ".2f")]
+        for row in summary(report)
+    )  # fmt: skip
+    return "\n".join(markdown_table(heads, lines, 2))
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Both tables, and where they are from."""
+    """Both tables, models, machine and command as a Markdown page."""
     machine = report["machine"]
     models = "; ".join(
         f"`{m['name']}`: {m['bytes']:,} bytes, {m['parameters']:,} parameters"
@@ -141,43 +151,3 @@ def markdown(report: dict[str, Any]) -> str:
         f"{models}.\n\n{machine['processor']}, {machine['threads']} threads, {report['date']}, "
         f"commit {report['commit']}, medians of {report['repeat']} runs: `{report['command']}`\n"
     )
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Bits per byte by category, and against decoding speed over all files. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    found = summary(report)
-    categories = list(dict.fromkeys(row["category"] for row in found))
-    codecs = list(dict.fromkeys(row["codec"] for row in found))
-    colours = {c: pyplot.get_cmap("tab20")(i % 20) for i, c in enumerate(codecs)}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5), width_ratios=(3, 2))
-    width = 0.85 / len(codecs)
-    for i, codec in enumerate(codecs):
-        mine = {
-            row["category"]: row["mean_bits_per_byte"] for row in found if row["codec"] == codec
-        }
-        places = [categories.index(c) + (i - (len(codecs) - 1) / 2) * width for c in mine]
-        left.bar(places, list(mine.values()), width, color=colours[codec], label=codec)
-    left.set_xticks(range(len(categories)), [c or "files" for c in categories])
-    left.set_ylabel("bits per byte, mean of files")
-    left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    last = categories[-1]
-    for row in found:
-        if row["category"] == last:
-            right.scatter(row["decode_mb_s"], row["bits_per_byte"], color=colours[row["codec"]])
-            right.annotate(row["codec"], (row["decode_mb_s"], row["bits_per_byte"]), fontsize=8,
-                           xytext=(4, 4), textcoords="offset points")  # fmt: skip
-    right.set_xscale("log")
-    right.margins(x=0.25)
-    right.set_xlabel("MB/s, decoding")
-    right.set_ylabel(f"bits per byte, all bytes of {last or 'the files'}")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    with writing(path, overwrite=True) as sink:
-        figure.savefig(sink, dpi=110, format=path.suffix.lstrip(".") or "png")
-    pyplot.close(figure)

@@ -12,7 +12,7 @@ from llmzip.errors import LlmzipError
 
 @dataclass(frozen=True)
 class Config:
-    """Lengths in tokens, sizes in bytes, rates per step."""
+    """Lengths in tokens, sizes in bytes, rates per step. Raises LlmzipError if fields disagree."""
 
     name: str
     mix: dict[str, float]  # category → share of the bytes; categories of share 0 are left out
@@ -50,11 +50,15 @@ class Config:
             raise LlmzipError("the mix has no category with a positive share")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for a report."""
         return asdict(self)
 
 
 def load(path: Path) -> Config:
-    """Raises LlmzipError for a file that is no configuration."""
+    """Read a TOML file; fields that it lacks have their defaults, the name that of the file.
+
+    Raises LlmzipError for a file that is no configuration.
+    """
     try:
         tomllib = importlib.import_module("tomllib")
     except ModuleNotFoundError:

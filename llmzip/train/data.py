@@ -41,7 +41,7 @@ def manifest_digest(corpus: Path) -> str:
 
 
 def documents(path: Path) -> list[bytes]:
-    """Of one file of a corpus."""
+    """The documents of one file of a corpus. Raises OSError, zstandard.ZstdError."""
     if path.suffix == ".zst":
         decompressor = zstandard.ZstdDecompressor(max_window_size=_LONG_WINDOW)
         with path.open("rb") as file:
@@ -51,7 +51,7 @@ def documents(path: Path) -> list[bytes]:
 
 
 def categories(corpus: Path) -> dict[str, list[Path]]:
-    """Category → its files."""
+    """Category → its files, in order of their names. Raises OSError."""
     files: dict[str, list[Path]] = {}
     for path in sorted(corpus.iterdir()):
         files.setdefault(path.name.split(".")[0], []).append(path)
@@ -59,7 +59,10 @@ def categories(corpus: Path) -> dict[str, list[Path]]:
 
 
 def sample(corpus: Path, config: Config) -> list[str]:
-    """Documents in random order, categories in the shares of the mix, the same for a seed."""
+    """Documents in random order, categories in the shares of the mix, the same for a seed.
+
+    Raises LlmzipError if the corpus lacks a category.
+    """
     chance = random.Random(config.seed)
     total = sum(config.mix.values())
     files = categories(corpus)
@@ -128,7 +131,7 @@ def pack(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
 def prepare(corpus: Path, work: Path, config: Config, ready: Path | None = None) -> None:
     """Write tokenizer.json, tokens.npy and bytes.txt to `work`, unless they are there.
 
-    `ready`: a tokenizer.json to take instead of training one.
+    `ready`: a tokenizer.json to take instead of training one. Raises LlmzipError, OSError.
     """
     if (work / "bytes.txt").exists():
         return
@@ -147,7 +150,8 @@ def prepare(corpus: Path, work: Path, config: Config, ready: Path | None = None)
 
 def batches(work: Path, config: Config, step: int, rank: int, ranks: int) -> np.ndarray:
     """The sequences of one step and process, int64 [batch, sequence]; a function of the seed and
-    the step alone, so that a resumed run sees what an uninterrupted one would."""
+    the step alone, so that a resumed run sees what an uninterrupted one would. Raises
+    LlmzipError if there are fewer tokens than one sequence."""
     tokens = np.load(work / "tokens.npy", mmap_mode="r")
     count = len(tokens) // config.sequence
     if count < 1:

@@ -24,7 +24,7 @@ from llmzip.train import evaluate, loop, run
 from llmzip.train.config import Config
 
 _PIECE = 1 << 15  # bytes of text that are trained on, or held out, together
-_HELD_OUT = 20  # every so manieth piece
+_HELD_OUT = 20  # one piece of so many
 _LONGEST_SEQUENCE = 512  # tokens, for models without sliding attention
 
 
@@ -37,7 +37,7 @@ def _texts(paths: list[Path]) -> Iterator[Path]:
 
 
 def pieces(paths: list[Path]) -> Iterator[bytes]:
-    """The texts in pieces of about 32 KB, cut at line ends."""
+    """Yield the texts in pieces of about 32 KB, cut at line ends. Raises OSError."""
     for path in _texts(paths):
         with path.open("rb") as file:
             while piece := file.read(_PIECE) + file.readline():
@@ -45,7 +45,10 @@ def pieces(paths: list[Path]) -> Iterator[bytes]:
 
 
 def network_of(files: models.ModelFiles) -> PreTrainedModel:
-    """A float32 model of transformers with the weights of `files`, int8 ones made floats."""
+    """A float32 model of transformers with the weights of `files`, int8 ones made floats.
+
+    Raises LlmzipError for weights that do not fit the config.
+    """
     architecture = Architecture.from_config(files.config)
     attention = "llmzip_banded" if architecture.window else "sdpa"
     left_out = ("model_type", ROTATED_KEY)
@@ -67,7 +70,8 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune for `budget` seconds and write the folder `out`, int8; returns the report.
 
-    The held-out pieces' bits per byte, before and after, are of exact inference with a8.
+    The held-out pieces' bits per byte, before and after, are of exact inference with a8. Raises
+    LlmzipError for too little text, or a model that cannot be fine-tuned.
     """
     files = models.load(base)
     architecture = Architecture.from_config(files.config)

@@ -32,6 +32,8 @@ PHASES = ("stable", "decay", "all")
 
 @dataclass
 class Progress:
+    """How far training has come: optimiser steps, tokens of all processes, seconds of training."""
+
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -53,7 +55,8 @@ def train(
 
     `stable` holds the rate, `decay` lets it fall to nothing with quantisation switched on, `all`
     does one after the other, in the shares that the config gives. Checkpoints and the loss curve
-    go to `work` (or `log`). `network` is trained on instead of a fresh one.
+    go to `work` (or `log`). `network` is trained on instead of a fresh one. `max_steps` replaces
+    the budget, for runs that must not depend on speed. Raises LlmzipError for too few tokens.
     """
     torch.set_flush_denormal(True)
     cuda = torch.cuda.is_available()
@@ -142,7 +145,7 @@ def _bits_per_byte(work: Path) -> float:
 
 
 def _rewind(log: Path, step: int) -> None:
-    """Forget what was logged after the step that is gone on from: it is trained again."""
+    """Drop entries after the step that training resumes from: it is done again."""
     if log.exists():
         lines = log.read_text().splitlines(keepends=True)
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)

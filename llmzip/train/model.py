@@ -171,6 +171,7 @@ class Trainee(nn.Module):
         self.quantised = False
 
     def forward(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, T] → the loss, a scalar."""
         hidden = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
         weight: Tensor = self.network.lm_head.weight
         if self.quantised:
@@ -187,7 +188,11 @@ class Trainee(nn.Module):
 
 
 def build(config: Config) -> MistralForCausalLM:
-    """Matrices start at 0.6 / √inputs, those that add to the residual smaller by √(2·layers)."""
+    """A model with random weights, the same for a seed.
+
+    Matrices have a standard deviation of 0.6 / √inputs, smaller by √(2·layers) where they add to
+    the residual stream (as in GPT-2, Radford et al., 2019), embeddings of 0.02.
+    """
     torch.manual_seed(config.seed)
     model = MistralForCausalLM(
         MistralConfig(

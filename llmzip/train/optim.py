@@ -44,7 +44,11 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al., 2024); matrices of one shape in one batch."""
+    """Nesterov momentum, orthogonalised (Jordan et al., 2024), of matrices.
+
+    Updates are scaled by 0.2 · √(longer side), so that their size is that of AdamW's (Liu et al.,
+    2025). Matrices of one shape are orthogonalised as one batch.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters that have gradients. A closure is not supported."""
         assert closure is None
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
@@ -92,6 +97,7 @@ def optimisers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
 
 
 def set_rates(optimisers: list[torch.optim.Optimizer], config: Config, share: float) -> None:
+    """Set the learning rates of `optimisers()` to `share` (0 to 1) of the configuration's."""
     for optimiser, rate in zip(optimisers, (config.matrix_rate, config.other_rate), strict=True):
         for group in optimiser.param_groups:
             group["lr"] = rate * share
@@ -108,6 +114,7 @@ def state(optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 
 def restore(optimisers: list[torch.optim.Optimizer], saved: dict[str, Tensor]) -> None:
+    """Load what `state` returned into optimisers of the same model."""
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimisers]
     for full, value in saved.items():
         i, key, name = full.split(".", 2)

@@ -1,55 +1,41 @@
-#!/usr/bin/env python3
-"""What shrinking a model costs and saves: bits of weights, linear and by codebook, group sizes,
-activations, magnitude pruning, low rank, dropped layers, and combinations.
-
-python scripts/sweep_shrink.py TEXT… --model small --out results/shrink.json
-
-Bits per byte are those of exact inference, each piece of text alone, without memory. The engine
-takes int8 with a scale a row: what is of another form is multiplied out and quantised to that, and
-named `requantised`. Bytes are those of the weights in their own form after `llmzip pack`, plus
-tokenizer and config. Some 50 forms; each takes about 15 seconds for 100,000 bytes of text.
-"""
+"""Smaller weights: fewer bits, pruning, low rank, fewer layers; and weights packed by llmzip."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
+import lzma
 import re
+import statistics
+import time
+import zlib
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sweeping
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn.utils import prune
+import zstandard
+from safetensors.torch import load, save
+from torch import Tensor
 
 from llmzip import inference, models
+from llmzip.bench.plots import Series, chart
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.exact.llama import FAMILY
+from llmzip.exact.llama import LLAMA_TYPES
+from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models import ModelFiles, packing
 from llmzip.tokenizer import Tokens
+from measuring import MODEL, Report, argument, command, report_of
 
 Tensors = dict[str, Tensor]
-# a matrix → as shipped (suffix → tensor), as the engine computes with it
+# a matrix → as shipped (suffix → tensor), and as the engine computes with it
 Form = Callable[[Tensor], tuple[Tensors, Tensor]]
 
 
-def floats(files: ModelFiles) -> Tensors:
-    """The tensors multiplied out."""
-    ones = torch.ones(1)
-    return {
-        key: x.float() * files.tensors.get(f"{key}_scale", ones).float()
-        for key, x in files.tensors.items()
-        if not key.endswith("_scale")
-    }
-
-
 def linear(bits: int, group: int | None = None) -> Form:
-    """±(2^(bits−1) − 1) steps of a scale a row, or for each `group` of its elements."""
+    """±(2^(bits−1) − 1) steps with a scale for each row, or for each `group` of its elements."""
 
     def form(w: Tensor) -> tuple[Tensors, Tensor]:
         size = group if group is not None and w.shape[1] % group == 0 else w.shape[1]
@@ -64,7 +50,7 @@ def linear(bits: int, group: int | None = None) -> Form:
 
 
 def codebook(bits: int) -> Form:
-    """2^bits values for each matrix, by k-means of elements ÷ their row's maximum."""
+    """2^bits values for each matrix, by k-means of its elements ÷ the maximum of their row."""
     from scipy.cluster.vq import kmeans2
 
     def form(w: Tensor) -> tuple[Tensors, Tensor]:
@@ -82,19 +68,17 @@ def codebook(bits: int) -> Form:
 
 
 def pruned(share: float, after: Form) -> Form:
-    """The smallest elements of each matrix become 0."""
+    """Set the smallest elements of each matrix to 0."""
 
     def form(w: Tensor) -> tuple[Tensors, Tensor]:
-        layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
-        layer.weight.data = w.clone()
-        prune.l1_unstructured(layer, "weight", amount=share)  # type: ignore[no-untyped-call]
-        return after(layer.weight.detach())
+        smallest = w.abs().flatten().argsort()[: round(share * w.numel())]
+        return after(w.flatten().index_fill(0, smallest, 0.0).view_as(w))
 
     return form
 
 
 def low_rank(share: float, after: Form) -> Form:
-    """Two factors that have `share` of the matrix's elements, by singular values."""
+    """Two factors with `share` of the elements of the matrix, by singular values."""
 
     def form(w: Tensor) -> tuple[Tensors, Tensor]:
         rank = max(1, int(share * w.numel() / sum(w.shape)))
@@ -109,19 +93,19 @@ def low_rank(share: float, after: Form) -> Form:
 
 
 def without_layer(tensors: Tensors, layer: int) -> Tensors:
-    """Those after it move up."""
+    """Drop a layer; those after it move up."""
     kept = {}
     for key, x in tensors.items():
         found = re.search(r"layers\.(\d+)\.", key)
         number = int(found[1]) if found else -1
         if number != layer:
-            above = found is not None and number > layer
-            kept[key.replace(f"layers.{number}.", f"layers.{number - 1}.") if above else key] = x
+            moved = number - 1 if number > layer else number
+            kept[key.replace(f"layers.{number}.", f"layers.{moved}.")] = x
     return kept
 
 
 def forms() -> Iterator[tuple[str, str, Form, Form]]:
-    """Family, name, form of the layers' matrices, form of embeddings and head."""
+    """Yield family, name, form of the layers' matrices, form of embeddings and head."""
     eight = linear(8)
     for bits in range(2, 9):
         yield "linear", f"{bits} bits", linear(bits), linear(bits)
@@ -142,20 +126,16 @@ def forms() -> Iterator[tuple[str, str, Form, Form]]:
     yield "low rank, 6 bits", "75% left", low_rank(0.75, linear(6)), linear(6)
 
 
-def as_they_are(files: ModelFiles, parts: Tensors) -> bool:
-    """Whether the engine takes a matrix in this form."""
-    known = files.config.get("model_type") in FAMILY and parts.keys() == {"", "_scale"}
-    return known and parts[""].dtype == torch.int8 and parts["_scale"].shape[1] == 1
-
-
-def packed_bytes(tensors: Tensors) -> int:
+def _packed(content: bytes) -> bytes:
     sink = io.BytesIO()
-    packing.pack(io.BytesIO(save({k: x.contiguous() for k, x in tensors.items()})), sink)
-    return len(sink.getvalue())
+    packing.pack(io.BytesIO(content), sink)
+    return sink.getvalue()
 
 
-def measure(files: ModelFiles, tensors: Tensors, layers: int, kind: str, text: bytes) -> float:
-    """Bits per byte, `tensors` in floating point."""
+def _bits_per_byte(
+    files: ModelFiles, tensors: Tensors, layers: int, kind: str, text: bytes
+) -> float:
+    """Exactly, with these weights; each piece of text alone, without memory."""
     config = {**files.config, "num_hidden_layers": layers}
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
@@ -168,29 +148,37 @@ def measure(files: ModelFiles, tensors: Tensors, layers: int, kind: str, text: b
     return codec.bits_per_byte(pieces)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("texts", nargs="+", type=Path)
-    parser.add_argument("--model", default=models.DEFAULT)
-    parser.add_argument("--bytes", type=int, default=50_000, help="of each text")
-    parser.add_argument("--only", default="", help="families whose names hold this")
-    parser.add_argument("--out", type=Path, default=Path("results/shrink.json"))
-    arguments = parser.parse_args()
-    files = models.load(arguments.model)
-    beside = sum(p.stat().st_size for p in models.shipped(arguments.model)[:2])
-    text = b"".join(path.read_bytes()[: arguments.bytes] for path in arguments.texts)
-    layers, own = int(files.config["num_hidden_layers"]), floats(files)
+@command(
+    "results/shrink.json",
+    argument("texts", nargs="+", type=Path),
+    MODEL,
+    argument("--bytes", type=int, default=50_000, help="of each text"),
+    argument("--only", default="", help="families whose names contain this"),
+)
+def shrink(given: Namespace) -> Report:
+    """Bytes and bits per byte of a model with smaller weights, in about 50 forms.
+
+    The engine takes int8 with a scale for each row: other forms are multiplied out and quantised to
+    that (`requantised`). Bytes are those of `llmzip pack`, plus tokenizer and config. A form takes
+    about 15 seconds for 100,000 bytes of text.
+    """
+    files = models.load(given.model)
+    beside = sum(p.stat().st_size for p in models.model_paths(given.model)[:2])
+    text = b"".join(path.read_bytes()[: given.bytes] for path in given.texts)
+    layers, own = int(files.config["num_hidden_layers"]), dequantise_tensors({}, files.tensors)
+    llama = files.config.get("model_type") in LLAMA_TYPES
     default = inference.DEFAULT_ACTIVATIONS
     results: list[dict[str, Any]] = []
 
     def add(family: str, name: str, shipped: Tensors, used: Tensors, count: int, kind: str) -> None:
+        packed = _packed(save({k: x.contiguous() for k, x in shipped.items()}))
         entry = {
             "family": family,
             "name": name,
             "activations": kind,
             "engine": "as shipped" if used.keys() == shipped.keys() else "requantised",
-            "bytes": packed_bytes(shipped) + beside,
-            "bits_per_byte": measure(files, used, count, kind, text),
+            "bytes": len(packed) + beside,
+            "bits_per_byte": _bits_per_byte(files, used, count, kind, text),
         }
         print(entry, flush=True)
         results.append(entry)
@@ -198,7 +186,7 @@ def main() -> None:
     for kind in ("a8", "a16"):
         add("as it is", kind, files.tensors, files.tensors, layers, kind)
     for family, name, inner, outer in forms():
-        if arguments.only not in family:
+        if given.only not in family:
             continue
         shipped, used = {}, {}
         for key, x in own.items():
@@ -207,28 +195,58 @@ def main() -> None:
                 continue
             parts, whole = (inner if ".layers." in key else outer)(x)
             named = {key + suffix: part for suffix, part in parts.items()}
+            taken = llama and parts.keys() == {"", "_scale"} and parts["_scale"].shape[1] == 1
             shipped |= named
-            used |= named if as_they_are(files, parts) else {key: whole}
+            used |= named if taken else {key: whole}
         add(family, name, shipped, used, layers, default)
-    for layer in range(layers if layers > 1 and arguments.only in "layer dropped" else 0):
+    for layer in range(layers if layers > 1 and given.only in "layer dropped" else 0):
         rest = without_layer(dict(files.tensors), layer)
         add("layer dropped", f"without layer {layer + 1}", rest, rest, layers - 1, default)
-    sweeping.write(arguments.out, "shrink", results, arguments.model, text_bytes=len(text))
-    plot(results, arguments.out)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for r in sorted(results, key=lambda r: int(r["bytes"])):
+        points.setdefault(r["family"], []).append((r["bytes"] / 1e6, r["bits_per_byte"]))
+    series = {n: Series([x for x, _ in p], [y for _, y in p]) for n, p in points.items()}
+    chart(given.out.with_suffix(".png"), ("MB as shipped, with the tokenizer", series))
+    return report_of(given.model, sweep="shrink", results=results, text_bytes=len(text))
 
 
-def plot(results: list[dict[str, Any]], out: Path) -> None:
-    figure, (ax,) = sweeping.panels(1)
-    figure.set_size_inches(9, 6)
-    for i, family in enumerate(dict.fromkeys(r["family"] for r in results)):
-        mine = sorted((r for r in results if r["family"] == family), key=lambda r: r["bytes"])
-        style = "o-" if family not in ("as it is", "layer dropped") else "s"
-        ax.plot([r["bytes"] / 1e6 for r in mine], [r["bits_per_byte"] for r in mine], style,
-                ms=4, lw=1, label=family, color=f"C{i}" if i < 10 else "black")  # fmt: skip
-    ax.set_xlabel("MB as shipped, entropy coded, tokenizer included")
-    ax.legend(frameon=False, fontsize=8)
-    sweeping.save(figure, out)
-
-
-if __name__ == "__main__":
-    main()
+@command(
+    "results/pack.json",
+    argument("weights", nargs="+", help="safetensors files and embedded models"),
+    argument("--cast", action="append", default=[], metavar="DTYPE", help="also convert the files"),
+)
+def pack(given: Namespace) -> Report:
+    """Bytes and seconds of `llmzip pack` beside zstd -19 and xz -9e, on safetensors files."""
+    results = []
+    for name in given.weights:
+        embedded = name in models.EMBEDDED
+        path = models.model_paths(name)[-1] if embedded else Path(name)
+        own = path.read_bytes()
+        kinds = {"as it is": own}
+        for cast in () if embedded else given.cast:
+            dtype = getattr(torch, cast)
+            kinds[cast] = save({key: x.to(dtype) for key, x in load(own).items()})
+        for kind, content in kinds.items():
+            start = time.perf_counter()
+            packed = _packed(content)
+            packing_seconds, seconds = time.perf_counter() - start, []
+            for _ in range(5):
+                back = io.BytesIO()
+                start = time.perf_counter()
+                packing.unpack(io.BytesIO(packed), back)
+                seconds.append(time.perf_counter() - start)
+            entry = {
+                "weights": name if embedded else f"{path.resolve().parent.name}/{path.name}",
+                "form": kind,
+                "bytes": len(content),
+                "packed": len(packed),
+                "deflate -9 (a wheel)": len(zlib.compress(content, 9)),
+                "zstd -19": len(zstandard.ZstdCompressor(level=19).compress(content)),
+                "xz -9e": len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)),
+                "pack_seconds": packing_seconds,
+                "unpack_seconds": statistics.median(seconds),
+                "restored": back.getvalue() == content,
+            }
+            print(entry, flush=True)
+            results.append(entry)
+    return report_of(None, results=results)
