@@ -32,8 +32,8 @@ def compiled(function: Function) -> Function:
 
 def inlined(function: Function) -> Function:
     """A part of compiled functions, inlined where it is called."""
-    result: Function = njit(forceinline=True, error_model="numpy", no_cfunc_wrapper=True)(function)
-    return result
+    dispatcher: Any = njit(forceinline=True, error_model="numpy")(function)
+    return dispatcher  # type: ignore[no-any-return]
 
 
 def compiled_for_integers(function: Function) -> Function:
@@ -76,6 +76,16 @@ def _folder_for(function: Callable[..., Any]) -> Iterator[bool]:
 class _Cache(FunctionCache):
     """A cache on disk that may be missing, damaged, or written by several processes at once; then
     the function is compiled again."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """The code holds that of functions from other modules of the package (`inlined`), so it is
+        of no use once one of these has changed."""
+        key = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
+        folder = os.path.dirname(self._py_func.__code__.co_filename)
+        with os.scandir(folder) as entries:
+            modules = [(e.name, e.stat()) for e in entries if e.name.endswith(".py")]
+        stamps = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in modules)
+        return (*key, tuple(stamps))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train embedded models, write them as they are shipped, and train the memory's prior.
+"""Train embedded models, write them as they are shipped, and train what mixing begins with.
 
 python scripts/train.py model --config scripts/configs/small.toml --corpus DIR --work DIR \\
     --budget 2h --dev DIR --results results/training/small
@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import llmzip
-from llmzip import inference, mixing, models
+from llmzip import inference, models
 from llmzip.bench import write_report
-from llmzip.coding.frame_codec import FrameCodec, silent
+from llmzip.coding.frame_codec import FrameCodec
 from llmzip.doctor import probe
 from llmzip.errors import LlmzipError
-from llmzip.mixing.mix import PRIOR, Mixer, blank
+from llmzip.mixing.state import INITIAL, blank, save_initial
 from llmzip.models.store import load, save_int8
 from llmzip.tokenizer import Tokens
 from llmzip.train import config as configuration
 from llmzip.train import data, loop, run
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
-EXCERPTS = {2_000: 6, 20_000: 3, 100_000: 1}  # bytes → excerpts of each category
+EXCERPTS = {2_000: 4, 30_000: 2}  # bytes → excerpts of each category
 
 
 def seconds(text: str) -> float:
@@ -70,27 +71,18 @@ def embed(
         print(f"{path.stat().st_size:>10,}  {path}")
 
 
-def memory(corpus: Path, *, config: Path, model: str, out: Path) -> None:
-    """Train the memory's prior: the state that excerpts of a training corpus leave a mixer in."""
+def mixing(corpus: Path, *, config: Path, model: str, out: Path) -> None:
+    """Train the state that mixing begins with: what excerpts of a training corpus leave behind."""
     files = models.load(model)
     context = inference.default_context(files)
     predictor = inference.build(files, activations=inference.DEFAULT_ACTIVATIONS, context=context)
     codec = FrameCodec(Tokens(files.tokenizer_json, predictor.vocabulary), predictor)
-    mixers = [Mixer(1, blank())]
-    begin = mixing.begin
-
-    def continued(streams: int, steps: int, kinds: np.ndarray) -> tuple[mixing.Recall, Mixer]:
-        state = {name: getattr(mixers[-1], f"_{name}") for name in blank()}
-        mixers.append(Mixer(streams, state))
-        return begin(streams, steps, kinds)[0], mixers[-1]
-
-    mixing.begin = continued
     texts = _excerpts(corpus, configuration.load(config).mix)
     order = np.random.default_rng(1).permutation(len(texts))
-    for i in (*order, *order):
-        codec.encode(texts[i], None, silent)
-    state = {name: table.tolist() for name, table in mixers[-1].state().items()}
-    out.write_text(json.dumps(state, separators=(",", ":")) + "\n")
+    state = blank()
+    for i in tqdm([*order, *order], unit="text"):
+        state = codec.learn(texts[i], state)
+    save_initial(state, out)
 
 
 def _excerpts(corpus: Path, mix: dict[str, float]) -> list[bytes]:
@@ -146,11 +138,11 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--rotated", action="store_true", help="quantise after Hadamard transforms, "
                      "for a model not trained for 8-bit activations")  # fmt: skip
 
-    sub = command("memory", memory)
+    sub = command("mixing", mixing)
     sub.add_argument("corpus", type=Path)
     sub.add_argument("--config", type=Path, required=True, help="TOML file with the mix")
     sub.add_argument("--model", default=models.DEFAULT)
-    sub.add_argument("--out", type=Path, default=PRIOR)
+    sub.add_argument("--out", type=Path, default=INITIAL)
     return parser
 
 

@@ -19,7 +19,9 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
+    from llmzip.mixing.state import Blank
     from llmzip.tokenizer import Tokens
 
 STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
@@ -59,14 +61,16 @@ class FrameCodec:
     ) -> Frame:
         """A MODEL frame; `progress` is told of `content` while it is scored. If `short` and one
         stream holds it all, the frame is that of a short archive, without a number of tokens."""
+        from llmzip.coding.token_coder import TokenEncoder
         from llmzip.range_coder import Encoder
 
         ranks = self._ranks(content)
         streams = self._plan_streams(len(ranks), streams, stream_tokens)
         short = short and streams == 1
         encoder = Encoder()
+        coder = TokenEncoder(self.vocabulary, streams, len(content), mixing=self.mixing)
         report = _Share(progress, len(content), encoder.size)
-        for share, bits, probabilities in self._decide(ranks, streams, len(content)):
+        for share, bits, probabilities in self._decide(ranks, streams, coder):
             encoder.put_bits(bits, probabilities)
             report.done(share)
         payload = encoder.payload()
@@ -82,14 +86,17 @@ class FrameCodec:
         stream_tokens: int = STREAM_TOKENS,
     ) -> tuple[list[bytes], np.ndarray]:
         """What `encode` would spend: the tokens of `content`, and bits of each, float64 [n]."""
+        from llmzip.coding.token_coder import TokenEncoder
+
         ranks = self._ranks(content)
         streams = self._plan_streams(len(ranks), streams, stream_tokens)
+        coder = TokenEncoder(self.vocabulary, streams, len(content), mixing=self.mixing)
         spent = 0.0
         report = _Share(progress, len(content), lambda: int(spent) // 8)
         table, last = deal(ranks, streams)
         costs = np.zeros(table.shape)
         place = 0
-        for share, bits, probabilities in self._decide(ranks, streams, len(content), tokenwise=True):
+        for share, bits, probabilities in self._decide(ranks, streams, coder, tokenwise=True):
             own = np.where(bits > 0, probabilities, 65536.0 - probabilities)
             costs.flat[place] = cost = float((16 - np.log2(own)).sum())
             place, spent = place + 1, spent + cost
@@ -98,17 +105,25 @@ class FrameCodec:
         pieces = [self.tokens.decode(ids[i : i + 1]) for i in range(len(ids))]
         return pieces, gather(costs, last)
 
+    def learn(self, content: bytes, start: Blank) -> Blank:
+        """The state that `content` leaves mixing in, if it begins with `start`."""
+        from llmzip.coding.token_coder import TokenEncoder
+
+        ranks = self._ranks(content)
+        streams = self._plan_streams(len(ranks), None)
+        coder = TokenEncoder(self.vocabulary, streams, len(content), start=start)
+        for _ in self._decide(ranks, streams, coder):
+            pass
+        return coder.learned
+
     def _decide(
-        self, ranks: np.ndarray, streams: int, length: int, *, tokenwise: bool = False
+        self, ranks: np.ndarray, streams: int, coder: TokenEncoder, *, tokenwise: bool = False
     ) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
         """Share of the work done, bits and probabilities of the decisions of some tokens in the
         order of coding; of one token at a time if `tokenwise`."""
-        from llmzip.coding.token_coder import TokenEncoder
-
         if not len(ranks):
             return
         table, last = deal(ranks, streams)
-        coder = TokenEncoder(self.vocabulary, streams, length, mixing=self.mixing)
         with StreamThreads(streams, self.predictor.cores(len(ranks))) as threads:
             parts = threads.parts
             scored = threads.together(self._score(table[:, part]) for part in parts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmzip.bit_decoder import new_coder
 from llmzip.errors import CorruptArchive
-from llmzip.mixing.state import Blank, new_state
+from llmzip.mixing.state import Blank, limit_confidence, new_state
 from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.mixing.walk import Decisions, code_rows, new_scratch
 
@@ -71,13 +71,14 @@ class TokenEncoder(_TokenCoder):
         )
         none = np.zeros(4, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
         self._code(frequencies, first, streams, ranks.copy(), decisions, *none)
-        count = int(decisions.count[0])
+        count = int(decisions.made[0])
         return decisions.bits[:count], decisions.probabilities[:count]
 
     @property
     def learned(self) -> Blank:
         """The part of the state that can be another frame's start."""
-        return Blank(*(getattr(self._learned, name) for name in Blank._fields))
+        learned = Blank(*(getattr(self._learned, name).copy() for name in Blank._fields))
+        return limit_confidence(learned)
 
 
 class TokenDecoder(_TokenCoder):

@@ -33,6 +33,7 @@ REFINED = BY_BYTE + MATCH_STATES * 3  # the second: the match's state and what i
 _MOST_SLOT_BITS, _FEWEST_SLOT_BITS = 22, 12
 _MOST_PLACE_BITS, _FEWEST_PLACE_BITS = 20, 10
 _MOST_RING = 1 << 22
+_CONFIDENCE = 60  # observations that the initial probabilities count for
 INITIAL = Path(__file__).with_name("initial.xz")
 
 
@@ -89,7 +90,11 @@ def initial(path: Path = INITIAL) -> Blank:
     )
 
 
-_CONFIDENCE = 60  # observations that the initial probabilities count for
+def limit_confidence(state: Blank) -> Blank:
+    """Probabilities that count for so few observations that they still adapt to a text."""
+    maps = state.maps
+    seen = np.minimum(maps & np.uint32(1023), np.uint32(_CONFIDENCE))
+    return state._replace(maps=maps & ~np.uint32(1023) | seen)
 
 
 def save_initial(state: Blank, path: Path = INITIAL) -> None:

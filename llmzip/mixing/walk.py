@@ -48,11 +48,11 @@ _SURE = 11  # classes of how sure the language model is of its likeliest byte
 
 
 class Decisions(NamedTuple):
-    """What was decided; `count` of them are valid."""
+    """What was decided; `made` of them."""
 
     bits: np.ndarray  # uint8 [N]
     probabilities: np.ndarray  # uint16 [N]: of a one, 16 bits
-    count: np.ndarray  # int64 [1]
+    made: np.ndarray  # int64 [1]
 
 
 class Scratch(NamedTuple):
@@ -256,9 +256,9 @@ def _code_decision(
         if bit < 0:
             return -1
     else:
-        at = decisions.count[0]
+        at = decisions.made[0]
         decisions.bits[at], decisions.probabilities[at] = bit, probability
-        decisions.count[0] = at + 1
+        decisions.made[0] = at + 1
     if not mixing:
         return bit
     mixer.learn_weights(learned, chosen, final_set, inputs, logits, mixed, bit)

@@ -22,7 +22,7 @@ FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
 EXCLUDE = argument("--exclude", action="append", default=["MANIFEST.tsv"], metavar="NAME",
                    help="skip files of this name")  # fmt: skip
 Sweep = dict[str, dict[str, Any]]  # name of a setting → fields of Options
-MEMORY: Sweep = {"on": {}, "off": {"memory": False}}
+MIXING: Sweep = {"on": {}, "off": {"mixing": False}, "one stream": {"streams": 1}}
 
 
 @command(
@@ -117,15 +117,15 @@ STREAMS = argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64, 256]
 @command("results/settings.json", TEXTS, MODEL, WINDOWS,
          STREAMS)  # fmt: skip
 def settings(given: Namespace) -> Report:
-    """Context window, streams and memory, one sweep each: bits per byte and MB/s.
+    """Context window, streams and mixing, one sweep each: bits per byte and MB/s.
 
     About ten settings, each of which takes two minutes for a megabyte of text.
     """
-    # windows are compared without the memory, which would make up for short ones
+    # windows are compared without mixing, which would make up for short ones
     sweeps: dict[str, Sweep] = {
-        "window": {str(w): {"context": (w, w // 2), "memory": False} for w in given.windows},
+        "window": {str(w): {"context": (w, w // 2), "mixing": False} for w in given.windows},
         "streams": {str(s): {"streams": s} for s in given.streams},
-        "memory": MEMORY,
+        "mixing": MIXING,
     }
     results = sweep(given.model, given.texts, sweeps)
     series = {group: [r for r in results if r["sweep"] == group] for group in sweeps}

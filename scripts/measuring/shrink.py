@@ -135,7 +135,7 @@ def _packed(content: bytes) -> bytes:
 def _bits_per_byte(
     files: ModelFiles, tensors: Tensors, layers: int, kind: str, text: bytes
 ) -> float:
-    """Exactly, with these weights; each piece of text alone, without memory."""
+    """Exactly, with these weights; each piece of text alone, without mixing."""
     config = {**files.config, "num_hidden_layers": layers}
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
@@ -144,7 +144,7 @@ def _bits_per_byte(
     model = inference.build(changed, activations=kind, context=context)
     size = -(-len(text) // max(1, len(text) // 4096))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    codec = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model, memory=False)
+    codec = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model, mixing=False)
     return codec.bits_per_byte(pieces)
 
 

@@ -28,7 +28,7 @@ from llmzip.bench import codecs, provenance
 from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import DIRECTIONS
 from llmzip.coding.frame import ZSTD, Frame
-from llmzip.coding.threads import Team
+from llmzip.coding.threads import StreamThreads
 from llmzip.exact.fused import FusedLlama
 from llmzip.inference import exact_predictor
 from measuring import Report, argument, command, report_of
@@ -167,7 +167,7 @@ def stages(content: bytes, options: dict[str, Any]) -> dict[str, dict[str, float
     for direction, call in zip(DIRECTIONS, calls, strict=True):
         profile = cProfile.Profile(builtins=False)
         # a profile is of one thread: nothing is computed ahead in others
-        with patch.object(Team, "together", lambda self, parts: zip(*parts, strict=True)):
+        with patch.object(StreamThreads, "together", lambda self, parts: zip(*parts, strict=True)):
             profile.runcall(call, **options)
         spent: dict[str, float] = defaultdict(float)
         for entry in profile.getstats():
