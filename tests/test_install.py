@@ -23,7 +23,7 @@ from conftest import PROSE, run
 
 import llmzip
 from llmzip import doctor, folders, models
-from llmzip.archive import resolve
+from llmzip.archive import codecs
 from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
 from llmzip.models import home, store
@@ -100,7 +100,7 @@ def test_of_a_file_at_hand(
     assert left() == []
     with pytest.raises(WrongModel, match="not installed"):
         install.remove("tiny")
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
     with pytest.raises(WrongModel, match=r"needs the model tiny.*llmzip models install tiny"):
         llmzip.decompress(archive)
     with pytest.raises(WrongModel, match="llmzip models install tiny"):

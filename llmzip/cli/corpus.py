@@ -20,7 +20,7 @@ from llmzip.output import write, writing
 
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
-    from llmzip.parallel.runner import Job
+    from llmzip.parallel.tasks import Job
 
 MANIFEST = "llmzip-manifest.tsv"
 _COLUMNS = "archive\tcontent_bytes\tarchive_bytes\tblake2b"
@@ -41,35 +41,36 @@ def run(
 ) -> int:
     """compress or decompress; the targets are named by `name`."""
     from llmzip.parallel import runner
+    from llmzip.parallel.ranks import current_rank
 
     if arguments.workers < 1:
         raise UsageError(f"{arguments.workers} workers; at least 1 is needed")
     if arguments.stdout or arguments.output or "-" in arguments.files:
         raise UsageError("work that is shared goes from files to files: no -c, -o, stdin")
-    here = runner.place()
-    options = replace(options, device=runner.device_of(here, options.device))
+    rank = current_rank()
+    options = replace(options, device=rank.device(options.device))
     found = list(_jobs(arguments, name, compressing))
     skip = set()
     failed = False
     for job in found:
         if job.target.exists() and (arguments.resume or not options.force):
             skip.add(job)
-            if here.rank == 0 and not arguments.resume:  # for another, rank 0 may have made it
+            if rank.rank == 0 and not arguments.resume:  # for another, rank 0 may have made it
                 failed = True
                 print(f"llmzip: {job.target}: exists already; -f overwrites it, --resume skips it",
                       file=sys.stderr)  # fmt: skip
             continue
         job.target.parent.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in found if job not in skip]
-    with _bar(jobs, arguments, here.rank) as progress:
+    with _bar(jobs, arguments, rank.rank) as progress:
 
         def finished(job: Job) -> None:
             if arguments.verbose:
                 print(f"{job.source} → {job.target}", file=sys.stderr)
 
-        runner.run(found, options, decode=not compressing, workers=arguments.workers, here=here,
+        runner.run(found, options, decode=not compressing, workers=arguments.workers, rank=rank,
                      skip=skip, finished=finished, progress=progress)  # fmt: skip
-    if here.rank == 0:
+    if rank.rank == 0:
         if arguments.out and compressing:
             write_manifest(Path(arguments.out))
         for job in jobs if arguments.rm else ():
@@ -81,7 +82,7 @@ def _jobs(
     arguments: argparse.Namespace, name: Callable[[Path], Path], compressing: bool
 ) -> Iterator[Job]:
     from llmzip.cli.files import expand, require_regular
-    from llmzip.parallel.runner import Job
+    from llmzip.parallel.tasks import Job
 
     deep = arguments.recursive or bool(arguments.out)
     for given in arguments.files:
@@ -111,7 +112,7 @@ def _bar(
 
 def archive(arguments: argparse.Namespace, options: Options) -> int:
     """A folder as one file, its members with an index."""
-    from llmzip.io import members
+    from llmzip.io import tar
 
     if len(arguments.files) != 1 or not os.path.isdir(arguments.files[0]):
         raise UsageError("--archive takes one folder")
@@ -122,23 +123,23 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     if folder.resolve() in target.resolve().parents:
         raise UsageError(f"{target} would lie in the folder itself; -o names another place")
     with writing(target, overwrite=arguments.force) as sink:
-        members.write(sink, folder, options)
+        tar.write(sink, folder, options)
     return 0
 
 
 def extract(arguments: argparse.Namespace) -> int:
     from llmzip.cli.files import options_of
-    from llmzip.io import members
+    from llmzip.io import tar
     from llmzip.io.file import LlmzipFile
 
     with LlmzipFile(arguments.archive, options=options_of(arguments)) as content:
         if arguments.list:
-            index = members.read_index(content)
+            index = tar.read_index(content)
             if index is None:
                 raise CorruptArchive("the archive has no index of members")
             print("".join(f"{name}\n" for name in index), end="")
         else:
-            members.extract(content, arguments.members, Path(arguments.directory))
+            tar.extract(content, arguments.members, Path(arguments.directory))
     return 0
 
 
@@ -162,7 +163,7 @@ def _facts(path: Path) -> tuple[int, int, str]:
             hasher.update(part)
         file.seek(0)
         reader = container.Reader(file)
-        while reader.hop():
+        while reader.skip_frame():
             pass
     return reader.offset, path.stat().st_size, hasher.hexdigest()
 

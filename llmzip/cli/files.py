@@ -27,7 +27,7 @@ from llmzip.output import is_descriptor, is_special, writing
 
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
-    from llmzip.archive.salvage import Damage
+    from llmzip.archive.recovery import Damage
     from llmzip.coding.frame_codec import Progress
 
 _READ_SIZE = 1 << 20
@@ -315,7 +315,7 @@ def progress_bar(
 
 
 def _salvage(source: BinaryIO, sink: BinaryIO, options: Options, progress: Progress) -> bool:
-    from llmzip.archive.salvage import Damage, recover
+    from llmzip.archive.recovery import Damage, recover
 
     whole = True
     with seekable(source) as archive:
@@ -375,7 +375,7 @@ def _damaged(
     name: str, archive: BinaryIO, options: Options, error: CorruptArchive, silent: bool
 ) -> dict[str, Any]:
     """Tell everything that an archive has lost."""
-    from llmzip.archive.salvage import Damage, recover
+    from llmzip.archive.recovery import Damage, recover
 
     archive.seek(0)
     damages: list[Damage] = []

@@ -86,7 +86,7 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
         reading_only(arguments.file) as source,
         progress_bar(arguments.file, source, arguments, True) as progress,
     ):
-        start = header.read_magic(source.read)
+        start = header.read_magic(source)
         if start in (header.MAGIC, header.SHORT_MAGIC):
             rest = _Joined(start, source)
             for pieces, bits in frames.archive_costs(rest, options, progress):  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip.archive import container
+from llmzip.archive.frame_header import CHECKSUM_BYTES
 from llmzip.archive.header import VERSION, Header
 from llmzip.cli.files import Counted, attempt, expand, options_of, reading_only
 from llmzip.coding.frame import LZMA, MODEL, RAW, SMALL, ZSTD, Frame
@@ -116,9 +117,9 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
     archives: list[dict[str, Any]] = []
     spent = {"headers": 0, "frame fields": 0, "checks": 0, "payloads": 0, "trailers": 0}
     while (frame := reader.next_frame()) is not None:
-        if reader.part.number == len(archives):
-            archives.append({"model": _about(reader.part.header), "frames": []})
-            spent["headers"] += len(reader.part.header.data)
+        if reader.archive.number == len(archives):
+            archives.append({"model": _about(reader.archive.header), "frames": []})
+            spent["headers"] += len(reader.archive.header.data)
         archives[-1]["frames"].append(
             {
                 "kind": _KINDS[frame.kind],
@@ -129,12 +130,12 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
             }
         )
         spent["payloads"] += len(frame.payload)
-        spent["checks"] += container.CHECK_BYTES * (1 + (frame.content_length > SMALL))
-        spent["frame fields"] += reader.fields_length
+        spent["checks"] += CHECKSUM_BYTES * (1 + (frame.content_length > SMALL))
+        spent["frame fields"] += len(reader.fields)
         if decoder is None:
             reader.skip(frame)
         else:
-            reader.accept(frame, decoder.add(frame, reader.part.header))
+            reader.verify(frame, decoder.add(frame, reader.archive.header))
     for archive in archives:
         frames = archive["frames"]
         length = sum(frame["content_bytes"] for frame in frames)
@@ -153,7 +154,7 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
 
 def _about(header: Header) -> dict[str, Any] | None:
     from llmzip import models
-    from llmzip.archive.resolve import PROFILES
+    from llmzip.archive.codecs import PROFILES
 
     model = header.model
     if model is None:

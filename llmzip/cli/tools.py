@@ -16,7 +16,7 @@ from llmzip.output import write, writing
 def bench(arguments: argparse.Namespace) -> int:
     from llmzip import bench as benchmark
     from llmzip.bench import report as forms
-    from llmzip.parallel.runner import place
+    from llmzip.parallel.ranks import current_rank
 
     if arguments.repeat < 1:
         raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
@@ -32,7 +32,7 @@ def bench(arguments: argparse.Namespace) -> int:
         repeat=arguments.repeat,
     )
     good = all(result["restored"] for result in report["results"])
-    if place().rank:  # the first one tells
+    if current_rank().rank:  # the first one tells
         return 0 if good else 1
     print(f"{benchmark.table(report)}\n\n{forms.summary_table(report)}")
     for path in (arguments.json, arguments.csv, arguments.markdown, arguments.plot):
