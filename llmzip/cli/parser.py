@@ -261,7 +261,8 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
     preset.add_argument("--best", "-9", dest="preset", action="store_const", const="best",
                         help="larger model, fewer streams: slower, smaller archives")  # fmt: skip
     parser.add_argument("--streams", type=int, metavar="N", help="streams of each frame, coded "
-                        "as one batch: few for ratio, many for speed (default: by length)")  # fmt: skip
+                        "as one batch: few for ratio, many for speed (default: by "
+                        "length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="smallest length of "
                         "a stream (default: 2048)")  # fmt: skip
     parser.add_argument("--activations", choices=("a8", "a16"), help="precision of the "
