@@ -71,7 +71,7 @@ def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header
 
 
 def _public_name(name: str) -> str:
-    """What the archive tells others: a hub id, but of a path only the last part."""
+    """The name in the archive: a hub id, or the last part of a path, which may be private."""
     from pathlib import Path
 
     from llmzip import models

@@ -122,7 +122,7 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     folder = Path(arguments.files[0])
     target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
     if folder.resolve() in target.resolve().parents:
-        raise UsageError(f"{target} would lie in the folder itself; -o names another place")
+        raise UsageError(f"{target} would be inside the folder; choose another target with -o")
     with writing(target, overwrite=arguments.force) as sink:
         tar.write(sink, folder, options)
     return 0

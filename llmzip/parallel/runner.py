@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Do all jobs in `workers` processes, as one of the launcher's ranks if there are several.
 
-    Tasks are dealt to the ranks in turn; rank 0 writes the targets. Jobs to `skip` are dealt as
+    Tasks are assigned to ranks round-robin; rank 0 writes the targets. Jobs to `skip` count as
     well, so that a rank that starts late, when some targets exist, deals in the same way.
     `finished` is called for each target, by rank 0; `progress` with bytes of content, by every
     rank. `options.force` overwrites targets. Raises LlmzipError, OSError; finished frames are
