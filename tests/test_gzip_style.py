@@ -14,7 +14,7 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
-from llmzip.cli import files, parser
+from llmzip.cli import options, parser
 
 MODEL = ("--model", TINY)
 LLMZIP = f"{sys.executable} -m llmzip --model {TINY}"
@@ -114,12 +114,12 @@ def test_presets_and_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").touch()
-    options = files.options_of(parser.parse(words.split()), writing=True)
-    assert {name: getattr(options, name) for name in expected} == expected
+    found = options.options_of(parser.parse(words.split()), writing=True)
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 def test_presets_do_not_touch_what_is_read() -> None:
-    assert files.options_of(parser.parse(["-d", "--best", "x.llmz"])) == llmzip.Options()
+    assert options.options_of(parser.parse(["-d", "--best", "x.llmz"])) == llmzip.Options()
 
 
 @pytest.mark.parametrize(

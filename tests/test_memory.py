@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip.archive import container, resolve
+from llmzip.archive import codecs, container
 from llmzip.archive.options import Options
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.streams import deal
@@ -162,7 +162,7 @@ REPEATED = b"".join(
 
 
 def _size(content: bytes, **options: object) -> int:
-    frame_codec = resolve.for_writing(Options(model=str(TINY), **options))[1]  # type: ignore[arg-type]
+    frame_codec = codecs.codec_for_writing(Options(model=str(TINY), **options))[1]  # type: ignore[arg-type]
     frame = frame_codec.encode(content, None, lambda *_: None)
     assert frame_codec.decode(frame, lambda *_: None) == content
     return len(frame.payload)

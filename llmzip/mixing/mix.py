@@ -55,7 +55,7 @@ def _first_estimates() -> np.ndarray:
 
 @cache
 def prior(path: Path = PRIOR) -> dict[str, np.ndarray]:
-    """The state that excerpts of a training corpus left a mixer in (scripts/train_memory.py)."""
+    """The state that excerpts of a training corpus left a mixer in (scripts/train.py memory)."""
     state = json.loads(path.read_bytes())
     return {name: np.array(table, dtype=np.int64) for name, table in state.items()}
 

@@ -1,4 +1,4 @@
-"""Options or an archive's header → the model and the codec of its frames."""
+"""Options, or the header of an archive → the model, and the codec of its frames."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from llmzip.archive.header import (
-    DIGEST_START,
-    LONGEST,
+    DIGEST_BYTES,
+    LONGEST_WINDOW,
     Header,
     ModelHeader,
     round_length,
@@ -20,32 +20,35 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive, WrongEnvironment, 
 if TYPE_CHECKING:
     from llmzip.models import ModelFiles
 
-# the header's profile, low half: which exact arithmetic, or none
+# low half of the header's profile: which exact arithmetic, or none
 PROFILES = {1: "a8", 2: "a16", 3: "plain"}
 _MEMORIES = (0, 1)  # high half: version of the memory, 0 for none
 
-ready: dict[tuple[object, ...], FrameCodec] = {}  # the codec used last, for short messages
+# holds the codec that was used last, so that many short messages do not load it again
+codec_cache: dict[tuple[object, ...], FrameCodec] = {}
 
 
-def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | None]:
-    """What the header says of the model, the codec, and the header of a short archive where such
-    a one would decode to the same."""
+def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | None]:
+    """The header's fields of the model, the codec, and the header of a short archive.
+
+    The last is None if a short archive cannot express the options. Raises LlmzipError.
+    """
     from llmzip import inference, models
 
     name = options.model or models.DEFAULT
     files = models.load(name, exact=not options.same_environment)
     environment = ""
-    asked = None
+    wanted = None  # window
     if isinstance(options.context, int):
-        asked = round_length(min(options.context, LONGEST))
+        wanted = round_length(min(options.context, LONGEST_WINDOW))
     if options.same_environment:
         from llmzip.inference import float_predictor
 
-        kind, default = "plain", float_predictor.default_context(files, asked)
+        kind, default = "plain", float_predictor.default_context(files, wanted)
         environment = json.dumps(float_predictor.environment(options.device))
     else:
         kind = options.activations or inference.DEFAULT_ACTIVATIONS
-        default = inference.default_context(files, asked)
+        default = inference.default_context(files, wanted)
     window, overlap = default.window, default.overlap
     if isinstance(options.context, tuple):
         window, overlap = options.context
@@ -55,7 +58,7 @@ def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | Non
     profile = next(number for number, k in PROFILES.items() if k == kind)
     header = ModelHeader(
         profile=profile | memory << 4,
-        digest_start=files.digest[:DIGEST_START],
+        digest_start=files.digest[:DIGEST_BYTES],
         window=window,
         overlap=overlap,
         certificate=codec.predictor.fingerprint,
@@ -68,8 +71,7 @@ def for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header | Non
 
 
 def _public_name(name: str) -> str:
-    """A hub id as it is; of a folder or file only the last part, as paths are nobody else's
-    business."""
+    """The name in the archive: a hub id, or the last part of a path, which may be private."""
     from pathlib import Path
 
     from llmzip import models
@@ -79,15 +81,19 @@ def _public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def for_reading(header: Header, options: Options) -> FrameCodec:
+def codec_for_reading(header: Header, options: Options) -> FrameCodec:
+    """The codec of the model frames of an archive that begins with `header`.
+
+    Raises UnsupportedArchive, WrongModel, WrongEnvironment.
+    """
     model = header.model
-    assert model is not None  # the container sees to it
+    assert model is not None  # the container refuses model frames without it
     if header.short:
-        return _for_short(model, options)
+        return _short_codec(model, options)
     kind, memory = PROFILES.get(model.profile & 15), model.profile >> 4
     if kind is None or memory not in _MEMORIES:
         raise UnsupportedArchive(
-            f"profile {model.profile:#04x}; this llmzip knows arithmetic {sorted(PROFILES)} "
+            f"profile {model.profile:#04x}; this llmzip reads arithmetic {sorted(PROFILES)} "
             f"and memory {list(_MEMORIES)}"
         )
     files = find_model(
@@ -100,21 +106,21 @@ def for_reading(header: Header, options: Options) -> FrameCodec:
         from importlib.metadata import version
 
         raise WrongModel(
-            f"transformers {version('transformers')} computes {files.name} otherwise than the "
-            "version that the archive was written with; another version may decode it"
+            f"transformers {version('transformers')} computes {files.name} differently from the "
+            "version that wrote the archive: try that version"
         )
     return codec
 
 
-def _for_short(model: ModelHeader, options: Options) -> FrameCodec:
+def _short_codec(model: ModelHeader, options: Options) -> FrameCodec:
     """An embedded model with its defaults."""
     from llmzip import inference, models
 
     name = models.embedded_with_digest(model.digest_start)
     if name is None:
         raise WrongModel(
-            f"the archive needs an embedded model of digest {model.digest_start.hex()}…, which "
-            "this version of llmzip does not have"
+            f"the archive needs an embedded model with digest {model.digest_start.hex()}…: use a "
+            "version of llmzip that has it"
         )
     files = find_model(model, options.model or name)
     context, kind = inference.default_context(files), inference.DEFAULT_ACTIVATIONS
@@ -123,25 +129,25 @@ def _for_short(model: ModelHeader, options: Options) -> FrameCodec:
 
 
 def _require_environment(recorded: str, device: str) -> None:
-    """Raises WrongEnvironment by the names of what is different."""
+    """Raises WrongEnvironment, which names every difference, or CorruptArchive."""
     from llmzip.inference import float_predictor
 
     try:
-        there = json.loads(recorded)
+        writer = json.loads(recorded)
     except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        raise CorruptArchive("the header's environment is no JSON object")
+        writer = None
+    if not isinstance(writer, dict):
+        raise CorruptArchive("the header's environment is not a JSON object")
     here = float_predictor.environment(device)
     different = [
-        f"{name} was {there.get(name)!r}, here {here.get(name)!r}"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
+        f"{name} was {writer.get(name)!r}, here {here.get(name)!r}"
+        for name in sorted({*writer, *here})
+        if writer.get(name) != here.get(name)
     ]
     if different:
         raise WrongEnvironment(
-            "the archive decodes in the environment alone that it was made in: "
-            f"{'; '.join(different)} (--force tries nevertheless)"
+            "the archive decodes only in the environment that wrote it: "
+            f"{'; '.join(different)} (--force tries anyway)"
         )
 
 
@@ -152,35 +158,35 @@ def find_model(
     allow_download: bool = False,
     exact: bool = False,
 ) -> ModelFiles:
-    """The model that an archive asks for: the one named, or an embedded or installed one.
+    """The model that an archive needs: the one named, or an embedded or installed one.
 
-    An archive makes us fetch a model only with `allow_download`. `exact` as for `models.load`.
-    Raises WrongModel.
+    Fetches the hub model that the archive names only with `allow_download`. `exact` as for
+    `models.load`. Raises WrongModel.
     """
     from llmzip import models
 
     digest = header.digest_start.hex()
     start = header.digest_start
-    at_hand = models.embedded_with_digest(start) or models.installed_with_digest(start)
+    local = models.embedded_with_digest(start) or models.installed_with_digest(start)
     from_hub = models.is_hub_id(header.name)
-    if name is not None or at_hand is not None:
-        files = models.load(name or at_hand or "", exact=exact)
+    if name is not None or local is not None:
+        files = models.load(name or local or "", exact=exact)
     elif from_hub and allow_download:
         files = models.fetch(header.name, exact=exact)
-    elif (known := models.installable_with_digest(start)) is not None:
+    elif (installable := models.installable_with_digest(start)) is not None:
         raise WrongModel(
-            f"the archive needs the model {known}, which is not installed: "
-            f"llmzip models install {known}"
+            f"the archive needs the model {installable}, which is not installed: "
+            f"llmzip models install {installable}"
         )
     else:
-        made_with = repr(header.name) if header.name else "one that is not embedded here"
+        needed = f"the model {header.name!r}" if header.name else "a model that is not embedded"
         raise WrongModel(
-            f"the archive needs the model {made_with} (digest {digest}…): name it with --model"
-            + (", or have it fetched with --allow-download" if from_hub else "")
+            f"the archive needs {needed} (digest {digest}…): name it with --model"
+            + (", or download it with --allow-download" if from_hub else "")
         )
     if not files.digest.startswith(header.digest_start):
         raise WrongModel(
-            f"the archive was made with a model of digest {digest}…, "
+            f"the archive was written with a model of digest {digest}…, "
             f"but {files.name} has {files.digest.hex()[: len(digest)]}…"
         )
     return files
@@ -189,13 +195,13 @@ def find_model(
 def frame_codec(
     files: ModelFiles, kind: str, window: int, overlap: int, device: str, memory: int
 ) -> FrameCodec:
-    """`kind` is one of PROFILES."""
+    """The codec of a model; `kind` is one of PROFILES, `window` and `overlap` are in tokens."""
     from llmzip import inference
     from llmzip.tokenizer import Tokens
 
     key = (files.digest, kind, window, overlap, device, memory)
-    if key not in ready:
-        ready.clear()  # first, so that memory holds one model at a time
+    if key not in codec_cache:
+        codec_cache.clear()  # first, so that memory holds one model at a time
         context = inference.Context(window, overlap)
         model: Any
         if kind == "plain":
@@ -204,6 +210,6 @@ def frame_codec(
             model = float_predictor.FloatPredictor(files, context, device)
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
-        tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        ready[key] = FrameCodec(tokens, model, memory=bool(memory))
-    return ready[key]
+        tokenizer = Tokens(files.tokenizer_json, model.vocabulary)
+        codec_cache[key] = FrameCodec(tokenizer, model, memory=bool(memory))
+    return codec_cache[key]
