@@ -10,18 +10,18 @@ import tempfile
 from pathlib import Path
 
 import llmzip
-from llmzip.io import members
+from llmzip.io import tar
 
 
 def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         archive = Path(work, "texts.tar.llmz")
         with archive.open("wb") as sink:
-            members.write(sink, folder, llmzip.Options())
+            tar.write(sink, folder, llmzip.Options())
         with llmzip.LlmzipFile(archive) as content:
-            names = list(members.read_index(content) or {})
+            names = list(tar.read_index(content) or {})
             print(f"{archive.stat().st_size:,} bytes hold {', '.join(names)}")
-            members.extract(content, names[:1], Path(work, "back"))
+            tar.extract(content, names[:1], Path(work, "back"))
         print("extracted:", *(path.name for path in Path(work, "back").rglob("*")))
 
 

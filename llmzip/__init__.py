@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 
-# Loaded when they are first asked for, as NumPy takes longer to load than all else.
-_LATER = {
+# Loaded on first use, because they import NumPy, which is slow to load.
+_LAZY = {
     "ArchiveReader": "llmzip.archive.reader",
     "ArchiveWriter": "llmzip.archive.writer",
     "Compressor": "llmzip.io.incremental",
@@ -70,9 +70,9 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_LATER[name]), name)
+    globals()[name] = value = getattr(import_module(_LAZY[name]), name)
     return value
 
 
@@ -86,12 +86,14 @@ def compress(
     verify: bool = False,
     same_environment: bool = False,
 ) -> bytes:
-    """Any bytes → an archive.
+    """Compress any bytes to an archive. The arguments are those of `Options`.
 
-    `model` is an embedded model's name, a folder in Hugging Face format, or a hub id;
-    `streams` trades ratio (few) against speed (many); `activations` is "a8" or "a16";
-    `verify` decodes each frame before it is kept; `same_environment` takes any causal model, in
-    plain floating point, for this machine and these versions alone. Raises LlmzipError.
+    `model`: name of an embedded or installed model, folder in Hugging Face format, GGUF file, or
+    hub id. `streams` a frame: few give the best ratio, many the best speed. `activations`: "a8" or
+    "a16". `verify`: decode each frame before it is kept. `same_environment`: run any causal model
+    in floating point; only the same machine and library versions can decode the archive.
+
+    Raises LlmzipError, TypeError.
     """
     from llmzip.archive.options import Options, bytes_like
     from llmzip.archive.writer import ArchiveWriter
@@ -123,13 +125,13 @@ def decompress(
     allow_download: bool = False,
     max_length: int | None = None,
 ) -> bytes:
-    """An archive → the bytes that were compressed, or an LlmzipError; never other bytes. Of
-    archives that follow each other it gives all contents.
+    """Restore the bytes that were compressed, verified; of concatenated archives, all contents.
 
-    `model` is needed only if the archive was made with one that is not embedded; with
-    `allow_download` an archive that names a hub model may have it fetched. `force` tries an
-    archive of another environment. Content of more than `max_length` bytes raises TooLong
-    before it is decoded.
+    `model` is needed only for an archive written with a model that is neither embedded nor
+    installed. `allow_download`: download the hub model that the archive names. `force`: try an
+    archive of another environment. `max_length`: raise TooLong before decoding more bytes.
+
+    Raises LlmzipError, TypeError.
     """
     from llmzip.archive.options import Options, bytes_like
     from llmzip.archive.reader import ArchiveReader

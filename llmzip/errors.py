@@ -1,18 +1,14 @@
-"""The exception tree. Every failure that a user can cause or meet is one of these.
+"""The exceptions that llmzip raises for what a user can cause. Their messages have one line.
 
-    LlmzipError                 anything llmzip refuses, always one clear line
-    ├── CorruptArchive          the bytes are not what was written
-    │   └── TruncatedArchive    the bytes end too early
-    ├── TooLong                 the archive holds more than the caller allows
-    ├── UnsupportedArchive      written by a newer version, or with an unknown profile
-    ├── WrongModel              the archive needs a model that was not given or not found
-    │   └── UnsupportedModel    the model has no exact form, or its files are unsafe
-    ├── WrongEnvironment        the archive decodes in the environment alone that it was made in
-    └── InexactDevice           this machine's arithmetic deviates from IEEE-754
-
-PaddingWarning, a UserWarning, tells of zero bytes after the end of an archive.
-
-Knows nothing of anything else.
+LlmzipError
+├── CorruptArchive
+│   └── TruncatedArchive
+├── TooLong
+├── UnsupportedArchive
+├── WrongModel
+│   └── UnsupportedModel
+├── WrongEnvironment
+└── InexactDevice
 """
 
 
@@ -21,36 +17,36 @@ class LlmzipError(Exception):
 
 
 class CorruptArchive(LlmzipError):
-    """The archive's bytes are damaged, or it is not an archive."""
+    """The bytes are damaged, or not an archive."""
 
 
 class TruncatedArchive(CorruptArchive):
-    """The archive ends before its last frame does."""
+    """The archive ends too early."""
 
 
 class TooLong(LlmzipError):
-    """The archive's content is longer than the caller's max_length."""
+    """The content is longer than the caller's max_length."""
 
 
 class UnsupportedArchive(LlmzipError):
-    """The archive uses a format version, a profile or a flag this version does not know."""
+    """The archive uses a format version, a profile or a flag that this llmzip cannot read."""
 
 
 class WrongModel(LlmzipError):
-    """The archive was made with another model than the one at hand."""
+    """The archive needs a model that was not given or not found."""
 
 
 class UnsupportedModel(WrongModel):
-    """The model's files are unsafe, incomplete, or of an architecture without exact form."""
+    """The model has no exact form, or its files are unsafe or incomplete."""
 
 
 class WrongEnvironment(LlmzipError):
-    """A same-environment archive was made with other hardware, libraries or settings."""
+    """A same-environment archive was written with other hardware, libraries or settings."""
 
 
 class InexactDevice(LlmzipError):
-    """The device's arithmetic differs from the reference; nothing may be coded with it."""
+    """The device's arithmetic deviates from IEEE 754; it must not be used."""
 
 
 class PaddingWarning(UserWarning):
-    """Zero bytes follow an archive's end, as tapes and block devices leave them."""
+    """Zero bytes follow the end of an archive, as tapes and block devices leave them."""

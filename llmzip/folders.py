@@ -1,4 +1,4 @@
-"""Where files of a user lie: models that were installed, and what can be made again."""
+"""The folders for a user's data (installed models) and cache (what can be made again)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """$LLMZIP_HOME, else the system's place for data: $XDG_DATA_HOME/llmzip and the like."""
-    return _place("LLMZIP_HOME", "XDG_DATA_HOME", ".local/share", "Application Support")
+    """$LLMZIP_HOME, else the system's folder for data, such as $XDG_DATA_HOME/llmzip."""
+    return _folder("LLMZIP_HOME", "XDG_DATA_HOME", ".local/share", "Application Support")
 
 
 def cache_folder() -> Path:
-    """$LLMZIP_CACHE, else the system's place for what can be made again."""
-    return _place("LLMZIP_CACHE", "XDG_CACHE_HOME", ".cache", "Caches")
+    """$LLMZIP_CACHE, else the system's folder for caches, such as $XDG_CACHE_HOME/llmzip."""
+    return _folder("LLMZIP_CACHE", "XDG_CACHE_HOME", ".cache", "Caches")
 
 
-def _place(own: str, xdg: str, linux: str, mac: str) -> Path:
+def _folder(own: str, xdg: str, linux: str, mac: str) -> Path:
     if given := os.environ.get(own):
         return Path(given).absolute()
     if given := os.environ.get(xdg):
         return Path(given).absolute() / "llmzip"
     home = Path(os.path.expanduser("~"))
-    if not home.is_absolute():  # a user without a home: nothing is found there, nothing written
+    if not home.is_absolute():  # a user without a home: find nothing, write nothing
         home = Path(os.devnull)
     if sys.platform == "darwin":
         return home / "Library" / mac / "llmzip"
@@ -36,8 +36,10 @@ def _place(own: str, xdg: str, linux: str, mac: str) -> Path:
 
 
 def writable_cache(kind: str) -> Path | None:
-    """A folder in the cache, made if need be, or one of the user's own among temporary files, as
-    in containers that run under any user id; None if neither can be written to."""
+    """A folder in the cache, made if need be; None if none can be written to.
+
+    The fallback is a private folder among temporary files, for containers with any user id.
+    """
     folder = cache_folder() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def writable_cache(kind: str) -> Path | None:
     own = Path(tempfile.gettempdir(), f"llmzip-{_user()}")
     try:
         own.mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours(own):  # what others could write there would be run as code
+        if not _is_private(own):  # compiled code is loaded from it: others must not write there
             return None
         (own / kind).mkdir(exist_ok=True)
     except OSError:
@@ -61,7 +63,7 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_private(folder: Path) -> bool:
     if not hasattr(os, "geteuid"):
         return True
     status = folder.lstat()

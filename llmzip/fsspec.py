@@ -18,8 +18,8 @@ NAME = SUFFIX.lstrip(".")
 
 
 def _open(file: BinaryIO, mode: str = "rb", **options: Any) -> LlmzipFile:
-    """What fsspec calls: `file` holds the archive and belongs to fsspec."""
+    """Called by fsspec with the archive as `file`, which fsspec closes."""
     return LlmzipFile(file, mode, **options)
 
 
-register_compression(NAME, _open, NAME, force=True)  # again is no error: modules are reloaded
+register_compression(NAME, _open, NAME, force=True)  # force: this module may be reloaded

@@ -4,6 +4,7 @@ weights. HYPOTHESIS_PROFILE=ci or long runs more examples."""
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -183,10 +184,18 @@ def table_codec() -> FrameCodec:
     return table_frames()
 
 
+@functools.cache
+def compile_kernels() -> None:
+    """Once for each test process: the first use after a change compiles, and says so on stderr."""
+    command = [sys.executable, "-m", "llmzip", "-q", "-c", "--model", str(TINY)]
+    subprocess.run(command, input=PROSE.encode(), capture_output=True, check=True)
+
+
 def run(
     *arguments: str | Path, environment: dict[str, str] | None = None, **options: object
 ) -> subprocess.CompletedProcess[bytes]:
     """`llmzip …` as a process of its own."""
+    compile_kernels()
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-m", "llmzip.cli", *map(str, arguments)],
         capture_output=True,

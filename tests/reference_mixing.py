@@ -79,9 +79,8 @@ class ReferenceMixer:
             hashes = self.hashes(st, low, depth, self.spellings[best][depth], sure)
             part, ended = 1, False
             for step in range(9):
-                if step in (1, 3, 6) or (step == 0 and ends):
-                    if not (step == 1 and ends):
-                        found = [self.find(h, part if step > 1 else 0) for h in hashes]
+                if step in (0 if ends else 1, 3, 6):
+                    found = [self.find(h, part if step > 1 else 0) for h in hashes]
                 if step == 0:
                     if not ends:
                         continue
@@ -170,16 +169,19 @@ class ReferenceMixer:
         model: int, bit: int, decide: Callable[[int], int] | None,
     ) -> tuple[int, int]:  # fmt: skip
         flag = int(step == 0)
-        place = 4 if flag else {1: 1, 2: 2 + part % 2, 3: 1, 4: 2 + part % 2, 6: 1, 7: 2 + part % 2}.get(
-            step, 4 + part % 4
-        )  # fmt: skip
+        second = 2 + part % 2
+        places = {0: 4, 1: 1, 2: second, 3: 1, 4: second, 6: 1, 7: second}
+        place = places.get(step, 4 + part % 4)
         expected, state = self.expected(st, step, part)
         x = [0] * 48
         for i, slot in enumerate(found):
             history = slot[place]
             if history:
                 p = self.maps[i][history + 256 * flag][0] >> 10
-                x[i], x[20 + i] = int(STRETCH[p]), (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3)
+                x[i], x[20 + i] = (
+                    int(STRETCH[p]),
+                    (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3),
+                )
         if expected >= 0:
             p, sign = self.right[state][flag] >> 10, 1 if expected else -1
             x[40], x[41] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
@@ -190,11 +192,14 @@ class ReferenceMixer:
             225 + bits, 481 + depth * 9 + step, 517 + last,
         )  # fmt: skip
         logits = [
-            max(-3071, min(3071, sum(w * v >> 8 for w, v in zip(self.weights[k], x, strict=True)) >> 8))
+            max(
+                -3071,
+                min(3071, sum(w * v >> 8 for w, v in zip(self.weights[k], x, strict=True)) >> 8),
+            )
             for k in sets
         ]
-        second = self.final[state * 9 + step]
-        dot = max(-3071, min(3071, sum(w * v for w, v in zip(second, logits, strict=True)) >> 16))
+        final = self.final[state * 9 + step]
+        dot = max(-3071, min(3071, sum(w * v for w, v in zip(final, logits, strict=True)) >> 16))
         knots = [int(SQUASH[min(256 * i, 6143)]) for i in range(25)]
         rows = [
             self.refined.setdefault((0, last * 257 + bits), knots.copy()),
@@ -205,9 +210,9 @@ class ReferenceMixer:
         probability = min(max((2 * squash(dot) + sum(refined) + 2) >> 2, 1), 65535)
         bit = decide(probability) if decide else bit
         error = (bit << 16) - squash(dot)
-        for k, own, l in zip(range(5), sets, logits, strict=True):
-            second[k] += (l * error * FINAL_RATE + (1 << 19)) >> 20
-            e = (((bit << 16) - squash(l)) * RATE) >> 4
+        for k, own, out in zip(range(5), sets, logits, strict=True):
+            final[k] += (out * error * FINAL_RATE + (1 << 19)) >> 20
+            e = (((bit << 16) - squash(out)) * RATE) >> 4
             self.weights[own] = [
                 max(-524287, min(524287, w + ((v * e + 32768) >> 16)))
                 for w, v in zip(self.weights[own], x, strict=True)
@@ -244,7 +249,7 @@ class ReferenceMixer:
         position = len(st.text)
         st.text.append(byte)
         st.ends.append(0)
-        if chr(byte).isalpha() and byte < 128 or byte >= 128:
+        if (chr(byte).isalpha() and byte < 128) or byte >= 128:
             st.word = (st.word + (byte | 32)) * W & M64
         elif st.word:
             st.word_before, st.word = st.word, 0
@@ -300,4 +305,4 @@ class ReferenceMixer:
                 st.match, st.length, st.misses = (stream, after), equal, 0
 
 
-RATE, FINAL_RATE = 16, 8
+RATE, FINAL_RATE = 16, 2

@@ -15,7 +15,7 @@ from table_predictor import TablePredictor
 
 import llmzip
 from llmzip import models
-from llmzip.archive import container, resolve
+from llmzip.archive import codecs, container
 from llmzip.archive.header import write_header
 from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader
@@ -149,7 +149,7 @@ def test_prose_goes_through_the_model(activations: str, streams: int | None) -> 
 
 def test_a_short_message_pays_24_bytes_at_most() -> None:
     content = PROSE[:100].encode()
-    frames = resolve.for_writing(Options(model=models.DEFAULT))[1]
+    frames = codecs.codec_for_writing(Options(model=models.DEFAULT))[1]
     payload = frames.encode(content, None, _silent).payload
     data = llmzip.compress(content)
     assert kinds(data) == [MODEL]
@@ -259,7 +259,7 @@ def test_cuts_insertions_and_exchanges(seed: int) -> None:
 def test_an_archive_that_asks_for_too_much_memory_is_refused() -> None:
     """64 million streams: refused by arithmetic, before anything is allocated."""
     sink = io.BytesIO()
-    header, _, _ = resolve.for_writing(Options(model=str(TINY)))
+    header, _, _ = codecs.codec_for_writing(Options(model=str(TINY)))
     writer = container.Writer(sink, write_header(header))
     n = FRAME_LIMIT
     content = bytes(n)
@@ -304,8 +304,8 @@ def test_a_model_that_is_not_there() -> None:
 
 
 def test_stored_archives_need_no_model() -> None:
-    data = llmzip.compress(b"\0" * 5000, model=str(TINY))
-    assert llmzip.decompress(data) == b"\0" * 5000
+    content = bytes(range(256)) * 20
+    assert llmzip.decompress(llmzip.compress(content, model=str(TINY))) == content
 
 
 def test_verification_notices_a_frame_that_does_not_decode(
@@ -342,7 +342,7 @@ def test_a_reader_gives_no_frame_before_it_is_verified() -> None:
 
 def test_estimates_are_near_to_what_coding_costs(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
-    plain = FrameCodec(table_codec.tokens, table_codec.predictor, memory=False)
+    plain = FrameCodec(table_codec.tokens, table_codec.predictor, mixing=False)
     payload = plain.encode(content, 1, _silent).payload
     estimate = plain.bits_per_byte([content])
-    assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.01)
+    assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.02)

@@ -33,6 +33,20 @@ def test_the_same_words(seed: int, count: int, sharpness: int) -> None:
     assert words[0].tolist() == words[1].tolist()
 
 
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 200), extreme=st.booleans())
+def test_the_same_words_of_bits(seed: int, count: int, extreme: bool) -> None:
+    generator = np.random.default_rng(seed)
+    levels = generator.choice([1, 65535], count) if extreme else generator.integers(1, 65536, count)
+    bits = (generator.random(count) * 65536 < levels).astype(np.int32)
+    words = []
+    for library in (constriction, pure):
+        encoder = library.stream.queue.RangeEncoder()
+        family = library.stream.model.Bernoulli(perfect=False)
+        encoder.encode(bits, family, levels / 65536)
+        words.append(encoder.get_compressed().tolist())
+    assert words[0] == words[1]
+
+
 def test_it_refuses_what_is_no_code() -> None:
     """Where the library raises, so does this one: a point beyond the last symbol."""
     words = np.array([2**32 - 1] * 3, dtype=np.uint32)

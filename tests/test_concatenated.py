@@ -60,7 +60,7 @@ def test_the_command_line(path: Path, joined: bytes) -> None:
     assert names == ["nano", None, "nano", "small"]
     assert [len(archive["frames"]) for archive in told["archives"]] == [1, 1, 3, 1]
     assert sum(told["spent_bytes"].values()) == len(joined)
-    assert b"4 that follow each other" in run("info", path).stdout
+    assert b"4 concatenated" in run("info", path).stdout
     done = run(path, "-d", "--out", path.parent / "out", "--workers", "2")
     assert done.returncode == 0, done.stderr.decode()
     assert (path.parent / "out" / "x").read_bytes() == WHOLE

@@ -11,7 +11,7 @@ from conftest import PROSE, TINY
 
 import llmzip
 from llmzip import models
-from llmzip.archive import resolve
+from llmzip.archive import codecs
 from llmzip.coding.frame_codec import FrameCodec
 
 
@@ -26,7 +26,7 @@ def test_an_archive_fetches_only_where_it_is_allowed(
 
     monkeypatch.setattr("llmzip.models.store._fetch", fetch)
     archive = llmzip.compress(PROSE.encode(), model="owner/tiny")
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
     asked.clear()
     with pytest.raises(llmzip.WrongModel, match="--allow-download"):
         llmzip.decompress(archive)

@@ -38,7 +38,7 @@ def read(archive: bytes) -> list[bytes]:
     reader = Reader(io.BytesIO(archive))
     contents = []
     while (frame := reader.next_frame()) is not None:
-        reader.accept(frame, frame.payload)
+        reader.verify(frame, frame.payload)
         contents.append(frame.payload)
     return contents
 
@@ -115,13 +115,13 @@ def test_10_a_short_archive_of_100_bytes_pays_11() -> None:
     check = hashlib.blake2b(start[:5] + bytes(8) + start[5:] + content, digest_size=4).digest()
     assert archive == start + b"payload" + check
     reader = Reader(io.BytesIO(archive))
-    assert reader.part.header.short
+    assert reader.archive.header.short
     assert reader.model is not None
     assert reader.model.digest_start == b"\x83"
     frame = reader.next_frame()
     assert frame is not None
     assert (frame.payload, frame.streams, frame.tokens, frame.last) == (b"payload", 1, 0, True)
-    reader.accept(frame, content)
+    reader.verify(frame, content)
     assert reader.next_frame() is None
 
 
@@ -189,28 +189,28 @@ def test_archives_that_follow_each_other_are_one(parts: list[list[bytes]]) -> No
     )
     assert read(archive) == [content for contents in parts for content in contents]
     reader = Reader(io.BytesIO(archive))
-    places = []
-    while (place := reader.place()) is not None:
-        places.append(place)
-        assert reader.hop()
-    assert not reader.hop()
+    positions = []
+    while (position := reader.position()) is not None:
+        positions.append(position)
+        assert reader.skip_frame()
+    assert not reader.skip_frame()
     contents = [content for part in parts for content in part]
-    for place in reversed(places):
-        reader.go(place)
+    for position in reversed(positions):
+        reader.seek(position)
         frame = reader.next_frame()
         assert frame is not None
-        assert frame.payload == contents[place.frame]
-        reader.accept(frame, frame.payload)
-        assert place.part.header.model == (HEADER if place.part.number % 2 else None)
+        assert frame.payload == contents[position.frame]
+        reader.verify(frame, frame.payload)
+        assert position.archive.header.model == (HEADER if position.archive.number % 2 else None)
 
 
 def test_alone_reads_nothing_beyond_the_first_end() -> None:
     archive = write([b"abc"])
     source = io.BytesIO(archive + b"anything")
-    reader = Reader(source, alone=True)
+    reader = Reader(source, single=True)
     frame = reader.next_frame()
     assert frame is not None
-    reader.accept(frame, frame.payload)
+    reader.verify(frame, frame.payload)
     assert reader.next_frame() is None
     assert source.tell() == len(archive)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import llmzip
 from llmzip import folders, inference, models
-from llmzip.archive import resolve
+from llmzip.archive import codecs
 from llmzip.exact import quantise
 from llmzip.models import conversion_cache as cache
 from llmzip.models.model_folder import save
@@ -79,9 +79,9 @@ def test_archives_are_the_same(model: str) -> None:
     """Without the cache, when it is filled, and from it; and of the floats by themselves."""
     archives = []
     for _ in range(3):
-        resolve.ready.clear()
+        codecs.codec_cache.clear()
         archives.append(llmzip.compress(PROSE.encode(), model=model))
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
     assert llmzip.decompress(archives[0], model=model) == PROSE.encode()
     assert len(set(archives)) == 1
     if Path(model).is_dir():

@@ -244,15 +244,15 @@ def test_the_fingerprint_is_the_same_everywhere(folder_of: Callable[[str], Path]
 def test_another_version_of_the_models_code_is_told_apart(
     folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmzip.archive import resolve
+    from llmzip.archive import codecs
 
     folder = str(folder_of("gpt2"))
     archive = llmzip.compress(PROSE.encode(), model=folder)
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
     monkeypatch.setattr(verify, "verify", lambda model: b"else")
     with pytest.raises(WrongModel, match=r"transformers .* computes .* otherwise"):
         llmzip.decompress(archive, model=folder)
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
 
 
 def test_other_weights_are_refused(folder_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -161,13 +161,13 @@ def _stored(tmp_path: Path, contents: list[bytes]) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The length of every frame that is decoded, of whatever kind."""
     lengths: list[int] = []
-    accept = container.Reader.accept
+    accept = container.Reader.verify
 
     def counted(self: container.Reader, frame: Frame, content: bytes) -> None:
         lengths.append(len(content))
         accept(self, frame, content)
 
-    monkeypatch.setattr(container.Reader, "accept", counted)
+    monkeypatch.setattr(container.Reader, "verify", counted)
     return lengths
 
 

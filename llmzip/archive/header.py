@@ -1,12 +1,13 @@
-"""The header of an archive ↔ bytes, as docs/format.md lays down in section 2.
+"""The header of an archive ↔ bytes, as in docs/format.md, section 2.
 
-Every length is checked before anything is allocated. Knows nothing of frames and of models.
+Every length is checked before anything is allocated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
 
@@ -14,9 +15,9 @@ MAGIC = b"LLMZ"
 SHORT_MAGIC = b"LLMz"
 MAGIC_BYTES = 4
 VERSION = 1
-LONGEST = 15 << 30  # what Window and Overlap can express
-DIGEST_START = 6  # bytes of the model's digest in the header
-SHORT_DIGEST_START = 1  # and in that of a short archive
+LONGEST_WINDOW = 15 << 30  # tokens; the most that Window and Overlap can express
+DIGEST_BYTES = 6  # of the model's digest in the header,
+SHORT_DIGEST_BYTES = 1  # and in that of a short archive
 CERTIFICATE_BYTES = 4
 
 _HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
@@ -26,37 +27,37 @@ _ENVIRONMENT_LIMIT = 1 << 12
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What decoding needs to know of the model."""
+    """What a decoder needs to know about the model."""
 
-    profile: int  # the arithmetic, see docs/exactness.md
+    profile: int  # low half: arithmetic, see docs/exactness.md; high half: version of the mixing
     digest_start: bytes
-    window: int
-    overlap: int
+    window: int  # tokens
+    overlap: int  # tokens
     name: str = ""
-    certificate: bytes = b""  # of a converted model, how its code computes
-    environment: str = ""  # of an archive that needs the very same one: a JSON object of strings
+    certificate: bytes = b""  # of a converted model: checksum of what it computes
+    environment: str = ""  # JSON object of strings, if only the same environment can decode
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an archive begins with."""
+    """The first bytes of an archive, and what they mean."""
 
-    data: bytes  # as it is in the archive
+    data: bytes  # as in the archive
     model: ModelHeader | None
-    # an embedded model with its defaults, one frame, one stream: `model` holds the start of
-    # its digest alone
+    # one frame of one stream by an embedded model with its defaults; of `model` only the first
+    # byte of the digest is known
     short: bool = False
 
 
 def write_header(model: ModelHeader | None) -> Header:
-    """The header of an archive whose frames need `model`, if any."""
+    """The header of an archive whose frames need `model`; None if they need none."""
     flags, fields = 0, b""
     if model is not None:
         flags |= _HAS_MODEL
         assert round_length(model.window) == model.window
         assert round_length(model.overlap) == model.overlap
         fields = bytes([model.profile]) + model.digest_start
-        fields += bytes([_short_length(model.window), _short_length(model.overlap)])
+        fields += bytes([_encode_length(model.window), _encode_length(model.overlap)])
         if model.certificate:
             assert len(model.certificate) == CERTIFICATE_BYTES
             flags |= _HAS_CERTIFICATE
@@ -75,30 +76,44 @@ def write_header(model: ModelHeader | None) -> Header:
 
 def write_short_header(digest: bytes) -> Header:
     """The header of a short archive; `digest` is that of an embedded model."""
-    return _short_header(SHORT_MAGIC + digest[:SHORT_DIGEST_START])
+    return _short_header(SHORT_MAGIC + digest[:SHORT_DIGEST_BYTES])
 
 
 def _short_header(data: bytes) -> Header:
     return Header(data, ModelHeader(0, data[MAGIC_BYTES:], 0, 0), short=True)
 
 
-def read_magic(read: Callable[[int], bytes]) -> bytes:
-    """The first bytes of an archive; fewer than MAGIC_BYTES only at the source's end."""
-    start = b""
-    while len(start) < MAGIC_BYTES and (more := read(MAGIC_BYTES - len(start))):
-        start += more
-    return start
+def read_up_to(source: BinaryIO, count: int) -> bytes:
+    """The next `count` bytes; fewer only at the end of the source."""
+    parts = []
+    while count and (part := source.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def read_exactly(source: BinaryIO, count: int) -> bytes:
+    """The next `count` bytes. Raises TruncatedArchive if the source has fewer."""
+    data = read_up_to(source, count)
+    if len(data) < count:
+        raise TruncatedArchive("the archive ends too early")
+    return data
+
+
+def read_magic(source: BinaryIO) -> bytes:
+    """The magic number of an archive; fewer than MAGIC_BYTES only at the end of the source."""
+    return read_up_to(source, MAGIC_BYTES)
 
 
 def read_header(magic: bytes, take: Callable[[int], bytes]) -> Header:
-    """The header that begins with `magic`; `take` gives the next so many bytes.
+    """The header that begins with `magic`; `take(n)` returns the next n bytes.
 
     Raises CorruptArchive, TruncatedArchive or UnsupportedArchive.
     """
     if magic == SHORT_MAGIC:
-        return _short_header(magic + take(SHORT_DIGEST_START))
+        return _short_header(magic + take(SHORT_DIGEST_BYTES))
     if magic != MAGIC:
-        if magic and any(known.startswith(magic) for known in (MAGIC, SHORT_MAGIC)):
+        if magic and any(full.startswith(magic) for full in (MAGIC, SHORT_MAGIC)):
             raise TruncatedArchive("the archive ends too early")
         raise CorruptArchive("not an llmzip archive (it does not begin with LLMZ)")
     version, flags = take(2)
@@ -110,12 +125,12 @@ def read_header(magic: bytes, take: Callable[[int], bytes]) -> Header:
         raise UnsupportedArchive(f"the header has unknown flags ({flags:#04x})")
     data = bytearray(magic + bytes([version, flags]))
 
-    def noted(count: int) -> bytes:
+    def take_and_keep(count: int) -> bytes:
         part = take(count)
         data.extend(part)
         return part
 
-    model = _read_model(noted, flags) if flags & _HAS_MODEL else None
+    model = _read_model(take_and_keep, flags) if flags & _HAS_MODEL else None
     return Header(bytes(data), model)
 
 
@@ -126,8 +141,8 @@ def _read_model(take: Callable[[int], bytes], flags: int) -> ModelHeader:
             raise CorruptArchive(f"a text of {length} bytes in the header")
         return take(length).decode("utf-8", "replace")
 
-    fields = take(1 + DIGEST_START + 2)
-    window, overlap = (_expand_length(code) for code in fields[7:9])
+    fields = take(1 + DIGEST_BYTES + 2)
+    window, overlap = (_decode_length(code) for code in fields[7:9])
     if not 0 <= overlap < window - 1:
         raise CorruptArchive(f"a window of {window} with an overlap of {overlap}")
     return ModelHeader(
@@ -142,11 +157,11 @@ def _read_model(take: Callable[[int], bytes], flags: int) -> ModelHeader:
 
 
 def round_length(length: int) -> int:
-    """The largest length up to this one that Window and Overlap can express."""
-    return 0 if length < 8 else _expand_length(_short_length(length))
+    """The largest number of tokens, at most `length`, that Window and Overlap can express."""
+    return 0 if length < 8 else _decode_length(_encode_length(length))
 
 
-def _short_length(length: int) -> int:
+def _encode_length(length: int) -> int:
     """One byte: 0 for 0, else 5 bits of exponent and 3 of mantissa, (8 + m) · 2^(e - 1), e ≥ 1."""
     if length < 8:
         return 0
@@ -154,5 +169,5 @@ def _short_length(length: int) -> int:
     return exponent << 3 | (length >> (exponent - 1)) & 7
 
 
-def _expand_length(code: int) -> int:
+def _decode_length(code: int) -> int:
     return (8 + (code & 7)) << ((code >> 3) - 1) if code >> 3 else 0

@@ -1,4 +1,4 @@
-"""How to compress and decompress: what callers may choose, checked."""
+"""`Options`: how to compress and decompress, checked when they are made."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llmzip.coding.frame_codec import STREAM_TOKENS
 from llmzip.errors import LlmzipError
 
 FRAME_SIZE = 4 << 20  # bytes of content
-_SHORTEST_WINDOW = 16
+_SHORTEST_WINDOW = 16  # tokens
 _ACTIVATIONS = ("a8", "a16")
 
 _NONE = type(None)
-_KINDS: dict[str, tuple[type, ...]] = {  # of Options
+_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, _NONE),
     "device": (str,),
     "streams": (int, _NONE),
@@ -29,43 +29,47 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of Options
 
 @dataclass(frozen=True)
 class Options:
-    """How to compress, and with which model and device in either direction."""
+    """How to compress and decompress.
 
-    # embedded or installed name, folder, GGUF file, hub id; None: default, or the archive's
-    model: str | None = None
-    device: str = "cpu"
-    streams: int | None = None  # None: by length, as follows
-    stream_tokens: int = STREAM_TOKENS  # fewer make more streams of a frame: faster, larger
-    activations: str | None = None  # "a8", the default, or "a16": slower, hardly more exact
-    # window and overlap, or the window alone, rounded down to what a header can express;
-    context: tuple[int, int] | int | None = None  # None: the model's
-    frame_size: int = FRAME_SIZE
+    Raises TypeError for a value of a wrong type, LlmzipError for one that is out of range.
+    """
+
+    # For both directions:
+    model: str | None = None  # name, folder, GGUF file or hub id; None: default, or the archive's
+    device: str = "cpu"  # torch device
+    # For compression:
+    streams: int | None = None  # a frame; None: by the frame's length, see stream_tokens
+    stream_tokens: int = STREAM_TOKENS  # tokens a stream, at least; fewer: faster, larger archives
+    activations: str | None = None  # "a8" (default) or "a16": slower, hardly fewer bits
+    # tokens: (window, overlap), or the window, rounded down to what a header can express; None:
+    # the model's
+    context: tuple[int, int] | int | None = None
+    frame_size: int = FRAME_SIZE  # bytes of content
     verify: bool = False  # decode every frame before it is written
-    memory: bool = True  # learn from what the frame has said so far
-    same_environment: bool = False  # plain floating point: any model, this environment alone
-    force: bool = False  # read such an archive in another environment
-    allow_download: bool = False  # load the hub model that an archive names
-    max_length: int | None = None  # refuse archives with more bytes of content
+    mixing: bool = True  # mix in predictions from the earlier content of the frame
+    same_environment: bool = False  # any model in floating point; decodes only here
+    # For decompression:
+    force: bool = False  # decode a same-environment archive in another environment
+    allow_download: bool = False  # download the hub model that an archive names
+    max_length: int | None = None  # bytes; refuse archives with more content
 
     def __post_init__(self) -> None:
         given: Any = self.model
         if isinstance(given, os.PathLike):
             object.__setattr__(self, "model", os.fspath(given))
-        for name, kinds in _KINDS.items():
+        for name, types in _TYPES.items():
             value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                wanted = " or ".join("None" if kind is _NONE else kind.__name__ for kind in kinds)
-                raise TypeError(f"{name} is {value!r}, where {wanted} is needed")
+            if not isinstance(value, types) or isinstance(value, bool):
+                wanted = " or ".join("None" if type is _NONE else type.__name__ for type in types)
+                raise TypeError(f"{name} is {value!r}; it must be {wanted}")
         if self.streams is not None and self.streams < 1:
             raise LlmzipError(f"{self.streams} streams; at least 1 is needed")
         if self.stream_tokens < 1:
             raise LlmzipError(f"streams of {self.stream_tokens} tokens; at least 1 is needed")
         if self.max_length is not None and self.max_length < 0:
-            raise LlmzipError(f"a content of at most {self.max_length} bytes")
+            raise LlmzipError(f"max_length is {self.max_length}; it must not be negative")
         if not 1 <= self.frame_size <= FRAME_LIMIT:
-            raise LlmzipError(
-                f"a frame of {self.frame_size} bytes; possible are 1 to {FRAME_LIMIT}"
-            )
+            raise LlmzipError(f"frames of {self.frame_size} bytes; 1 to {FRAME_LIMIT} are possible")
         if isinstance(self.context, int):
             if self.context < _SHORTEST_WINDOW:
                 raise LlmzipError(
@@ -75,15 +79,18 @@ class Options:
             window, overlap = self.context
             raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
         if self.activations not in (None, *_ACTIVATIONS):
-            raise LlmzipError(f"activations {self.activations!r}; known: a8, a16")
+            raise LlmzipError(f"activations {self.activations!r}; choose a8 or a16")
         if self.same_environment and self.activations is not None:
-            raise LlmzipError("activations have no choice of bits in the same environment alone")
+            raise LlmzipError("same-environment mode has no choice of activations: leave it out")
         if self.same_environment and self.model is None:
-            raise LlmzipError("the same-environment mode is for models of your own: name one")
+            raise LlmzipError("same-environment mode needs a model: name one")
 
 
 def bytes_like(data: Any, function: str) -> memoryview:
-    """A view of any bytes-like object as bytes. Raises TypeError that says what is needed."""
+    """A bytes-like object as a view of bytes [n]; raises TypeError for anything else.
+
+    `function` names the caller in the error.
+    """
     try:
         view = memoryview(data)
     except TypeError:

@@ -1,4 +1,4 @@
-"""An archive, or several that follow each other → verified content, a frame at a time."""
+"""One archive, or several concatenated ones → verified content, a frame at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from llmzip.coding.frame_codec import Progress, silent
 
 
 class ArchiveReader:
-    """Iterates over the verified contents of an archive's frames, and of those archives that
-    follow it in the source."""
+    """Iterates over the verified contents of the frames of concatenated archives."""
 
     def __init__(
         self,
@@ -24,24 +23,24 @@ class ArchiveReader:
         options: Options | None = None,
         progress: Progress | None = None,
         *,
-        alone: bool = False,
+        single: bool = False,
     ) -> None:
-        """Reads the header; if `alone`, nothing beyond the first archive's end is read.
+        """Reads the header. If `single`, reads nothing beyond the end of the first archive.
 
         Raises CorruptArchive, UnsupportedArchive.
         """
-        self._reader = container.Reader(source, alone=alone)
+        self._reader = container.Reader(source, single=single)
         self._frames = FrameReader(options or Options(), progress or silent)
-        # of the frames known so far: first byte in the source and in the content, and the number
-        # of the archive that they belong to; for `seek`
+        # for `seek`, of each frame seen so far: position in the source, offset of its content,
+        # number of its archive
         self._positions, self._offsets = array("Q"), array("Q")
-        self._numbers, self._parts = array("Q"), list[container.Part]()
+        self._numbers, self._archives = array("Q"), list[container.ArchiveStart]()
         if source.seekable():
-            self._note(self._reader.place())
+            self._record(self._reader.position())
 
     @property
     def model(self) -> ModelHeader | None:
-        """What the archive that was read last asks for."""
+        """The model that the current archive needs."""
         return self._reader.model
 
     def __iter__(self) -> Iterator[bytes]:
@@ -53,37 +52,33 @@ class ArchiveReader:
         frame = self._reader.next_frame()
         if frame is None:
             return None
-        content = self._frames.content(frame, self._reader.part.header, self._reader.offset)
-        self._reader.accept(frame, content)
+        content = self._frames.content(frame, self._reader.archive.header, self._reader.offset)
+        self._reader.verify(frame, content)
         return content
 
     def seek(self, offset: int) -> int:
-        """Turn to the frame that holds byte `offset` of the content, or to the end, and return
-        where in the content that is. Decodes nothing: frames are hopped over by their lengths.
+        """Go to the frame that holds byte `offset` of the content, or to the end.
 
-        The source must be seekable. Raises CorruptArchive where the lengths lead astray.
+        Returns the offset of that frame. Decodes nothing: frames are skipped by their lengths. The
+        source must be seekable. Raises CorruptArchive if the lengths are wrong.
         """
         known = bisect.bisect_right(self._offsets, offset) - 1
-        self._reader.go(
-            container.Place(
-                self._parts[self._numbers[known]],
-                known,
-                self._positions[known],
-                self._offsets[known],
-            )
+        archive = self._archives[self._numbers[known]]
+        self._reader.seek(
+            container.FramePosition(archive, known, self._positions[known], self._offsets[known])
         )
-        while (place := self._reader.place()) is not None:
-            self._note(place)
-            self._reader.hop()
+        while (position := self._reader.position()) is not None:
+            self._record(position)
+            self._reader.skip_frame()
             if self._reader.offset > offset:
-                self._reader.go(place)
-                return place.offset
+                self._reader.seek(position)
+                return position.offset
         return self._reader.offset
 
-    def _note(self, place: container.Place | None) -> None:
-        if place is not None and place.frame == len(self._offsets):
-            self._positions.append(place.position)
-            self._offsets.append(place.offset)
-            self._numbers.append(place.part.number)
-            if place.part.number == len(self._parts):
-                self._parts.append(place.part)
+    def _record(self, position: container.FramePosition | None) -> None:
+        if position is not None and position.frame == len(self._offsets):
+            self._positions.append(position.position)
+            self._offsets.append(position.offset)
+            self._numbers.append(position.archive.number)
+            if position.archive.number == len(self._archives):
+                self._archives.append(position.archive)

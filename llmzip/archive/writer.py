@@ -1,4 +1,4 @@
-"""Content as it comes → an archive, a frame at a time."""
+"""Content in pieces of any length → an archive, written a frame at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmzip.coding.frame_codec import Progress
 
 
 class ArchiveWriter:
-    """Compresses what is written to it, a frame at a time; `finish` completes the archive."""
+    """Compresses what is written to it; `finish` completes the archive."""
 
     def __init__(
         self, sink: BinaryIO, options: Options | None = None, progress: Progress | None = None
@@ -23,19 +23,21 @@ class ArchiveWriter:
         self._writer: container.Writer | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Take `data` in; frames that are complete go to the sink. Returns its length in bytes.
-        Raises TypeError for what is not bytes-like."""
+        """Add content and write the frames that are complete; returns its length in bytes.
+
+        Raises TypeError if `data` is not bytes-like, LlmzipError.
+        """
         with bytes_like(data, "write") as view:
             self._buffer += view
             length = view.nbytes
         size = self._options.frame_size
-        while len(self._buffer) > size:  # the last frame must be known as such, so keep one
+        while len(self._buffer) > size:  # not >=: the last frame must be marked
             self._write_frame(bytes(self._buffer[:size]), last=False)
             del self._buffer[:size]
         return length
 
     def finish(self) -> None:
-        """Write the last frame."""
+        """Write the last frame. Raises LlmzipError."""
         self._write_frame(bytes(self._buffer), last=True)
         self._buffer.clear()
 
@@ -44,7 +46,7 @@ class ArchiveWriter:
         self.append(self._frames.frame(content, first=first, last=last), content)
 
     def append(self, frame: Frame, content: bytes) -> None:
-        """Write a frame that a FrameWriter of the same options made of `content`."""
+        """Write a frame that a FrameWriter with the same options made from `content`."""
         if self._writer is None:
             self._writer = container.Writer(self._sink, self._frames.header(frame))
         self._writer.write(frame, content)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmzip.bench import codecs
 from llmzip.bench.record import provenance
 from llmzip.errors import LlmzipError
-from llmzip.parallel.runner import Place, device_of, place
+from llmzip.parallel.ranks import Rank, current_rank
 
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
@@ -61,8 +61,8 @@ def compare(
     files = list(enumerate(find_files(paths, exclude)))
     if not files:
         raise LlmzipError("no files to compare on")
-    here = place()
-    options = replace(options, device=device_of(here, options.device))
+    here = current_rank()
+    options = replace(options, device=here.device(options.device))
     chosen = _chosen(rivals)
     names = list(models) or [options.model or store.DEFAULT]
     described = {name: describe_model(name) for name in names}
@@ -72,7 +72,7 @@ def compare(
     ]
     jobs += [(name, {}, None) for name in chosen]
     results: list[tuple[int, dict[str, Any]]] = []  # with the numbers of their files
-    mine = files[here.rank :: here.size]
+    mine = files[here.rank :: here.world_size]
     for number, (category, path) in tqdm(mine, disable=not sys.stderr.isatty(), unit="file"):
         content = path.read_bytes()[:limit]
         for codec, given, model in jobs:
@@ -94,20 +94,20 @@ def compare(
         **provenance(replace(options, model=names[0])),
         "models": [{"name": Path(name).name, **described[name]} for name in names],
         "repeat": repeat,
-        "ranks": here.size,
+        "ranks": here.world_size,
         "results": [result for _, result in sorted(_gather(results, here), key=lambda r: r[0])],
     }
 
 
-def _gather(results: list[Any], here: Place) -> list[Any]:
+def _gather(results: list[Any], here: Rank) -> list[Any]:
     """The results of all ranks."""
-    if here.size == 1:
+    if here.world_size == 1:
         return results
     import torch.distributed as ranks
 
     # a rank may have much more to do than another; a lost connection is noticed before
     ranks.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    found: list[Any] = [None] * here.size
+    found: list[Any] = [None] * here.world_size
     ranks.all_gather_object(found, results)
     ranks.destroy_process_group()
     return [result for part in found for result in part]

@@ -1,8 +1,9 @@
-"""The command line: parses, calls, prints. Data goes to stdout, all else to stderr.
+"""The command line. Data goes to stdout, messages go to stderr.
 
-`parser`: words → options. `files`: compress, decompress, test. `show`: what archives, models and
-this machine are. `inspection`: which parts of a text cost how much. `tools`: bench, pack, train.
-`topics`: help. Exit codes: 0 done, 1 something about the data or the machine, 2 wrong usage.
+`parser` defines the commands and their options. `files`, `corpus` and `damage` compress, decompress
+and test; `show` describes archives and the machine; `inspection` shows the cost of a text's parts;
+`model_store` lists, installs and removes models; `tools` has bench, pack, train; `topics` has help.
+Exit codes: 0 success, 1 a problem with the data or the machine, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     try:
         options = parser.parse(words)
-        _tell_progress(getattr(options, "quiet", False))
+        _set_up_logging(getattr(options, "quiet", False))
         return int(options.run(options) or 0)
     except UsageError as error:
         print(f"llmzip: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has left, which is its right
+    except BrokenPipeError:  # the reader of our output has closed it: no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except LlmzipError as error:
@@ -64,8 +65,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
         _python_warning(message, category, *where)
 
 
-def _tell_progress(quiet: bool) -> None:
-    """What takes long is told on stderr, a line each."""
+def _set_up_logging(quiet: bool) -> None:
+    """Print log messages on stderr."""
     log = logging.getLogger("llmzip")
     if not log.handlers:
         handler = logging.StreamHandler()

@@ -1,8 +1,4 @@
-"""Which models can be used: embedded and installed ones, hub models in the local cache, and those
-that can be installed.
-
-Nobody imports this but the command line.
-"""
+"""Lists the models: embedded, installed, installable, and hub models in the local cache."""
 
 from __future__ import annotations
 

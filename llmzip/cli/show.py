@@ -1,4 +1,4 @@
-"""list, info, doctor: what archives and this machine are."""
+"""list, info, doctor: describe archives and this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip.archive import container
+from llmzip.archive.frame_header import CHECKSUM_BYTES
 from llmzip.archive.header import VERSION, Header
-from llmzip.cli.files import Counted, attempt, expand, options_of, reading_only
+from llmzip.cli.inputs import CountingStream, attempt, expand, reading_only
+from llmzip.cli.options import options_of
 from llmzip.coding.frame import LZMA, MODEL, RAW, SMALL, ZSTD, Frame
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ _KINDS = {
     MODEL: "model",
     LZMA: "lzma",
 }
-_FIRST = 16  # tokens of a frame whose cost is shown by itself: they have little context
+_FIRST = 16  # tokens of each frame, with little context, whose cost is shown separately
 
 
 def info(arguments: argparse.Namespace) -> int:
+    """The command `info`; returns the exit code."""
     found, failed = _described(arguments, options_of(arguments) if arguments.costs else None)
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -34,6 +37,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def list_archives(arguments: argparse.Namespace) -> int:
+    """The command `list`; returns the exit code."""
     found, failed = _described(arguments)
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -50,15 +54,15 @@ def list_archives(arguments: argparse.Namespace) -> int:
 def _described(
     arguments: argparse.Namespace, options: Options | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Of every archive that can be read, and whether one cannot."""
+    """Descriptions of the archives that can be read, and whether one cannot."""
     found: list[dict[str, Any]] = []
 
-    def look(name: str) -> None:
+    def describe_one(name: str) -> None:
         with reading_only(name) as source:
             found.append({"file": name, **describe(source, options)})
 
     names = expand(arguments.files, arguments.recursive, archives=True)
-    failed = [attempt(name, look) for name in names]
+    failed = [attempt(name, describe_one) for name in names]
     return found, any(failed)
 
 
@@ -66,7 +70,7 @@ def _print_info(entry: dict[str, Any]) -> None:
     archives = entry["archives"]
     frames = [frame for archive in archives for frame in archive["frames"]]
     kinds = (f"{sum(f['kind'] == kind for f in frames)} {kind}" for kind in _KINDS.values())
-    count = "" if len(archives) == 1 else f" ({len(archives)} that follow each other)"
+    count = "" if len(archives) == 1 else f" ({len(archives)} concatenated)"
     print(f"{entry['file']}: llmzip archive{count}, format {entry['format']}")
     print(f"  content   {entry['content_bytes']:,} bytes")
     print(f"  archive   {entry['archive_bytes']:,} bytes, {entry['bits_per_byte']:.4f} b/B")
@@ -97,7 +101,7 @@ def _print_costs(entry: dict[str, Any]) -> None:
     for name, label in (
         ("model", "language model alone"),
         ("first_tokens", f"  its first {_FIRST} tokens"),
-        ("memory", "what the memory changes"),
+        ("mixing", "change by the mixing"),
         ("stored", "stored frames"),
         ("coder", "entropy coder beyond −log2 p"),
     ):
@@ -105,20 +109,20 @@ def _print_costs(entry: dict[str, Any]) -> None:
 
 
 def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]:
-    """The structure of archives that follow each other in `source`, payloads undecoded; with
-    `options` they are decoded, and it is told what of them spent how many bits.
+    """The structure of concatenated archives, for JSON.
 
-    Raises LlmzipError.
+    With `options`, the payloads are decoded, and "costs" has the bits that each part takes. Raises
+    LlmzipError.
     """
-    counted = Counted(source)
+    counted = CountingStream(source)
     reader = container.Reader(counted)  # type: ignore[arg-type]
     decoder = None if options is None else _Costs(options)
     archives: list[dict[str, Any]] = []
     spent = {"headers": 0, "frame fields": 0, "checks": 0, "payloads": 0, "trailers": 0}
     while (frame := reader.next_frame()) is not None:
-        if reader.part.number == len(archives):
-            archives.append({"model": _about(reader.part.header), "frames": []})
-            spent["headers"] += len(reader.part.header.data)
+        if reader.archive.number == len(archives):
+            archives.append({"model": _describe_model(reader.archive.header), "frames": []})
+            spent["headers"] += len(reader.archive.header.data)
         archives[-1]["frames"].append(
             {
                 "kind": _KINDS[frame.kind],
@@ -129,12 +133,12 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
             }
         )
         spent["payloads"] += len(frame.payload)
-        spent["checks"] += container.CHECK_BYTES * (1 + (frame.content_length > SMALL))
-        spent["frame fields"] += reader.fields_length
+        spent["checks"] += CHECKSUM_BYTES * (1 + (frame.content_length > SMALL))
+        spent["frame fields"] += len(reader.fields)
         if decoder is None:
             reader.skip(frame)
         else:
-            reader.accept(frame, decoder.add(frame, reader.part.header))
+            reader.verify(frame, decoder.add(frame, reader.archive.header))
     for archive in archives:
         frames = archive["frames"]
         length = sum(frame["content_bytes"] for frame in frames)
@@ -151,55 +155,56 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
     return found if decoder is None else {**found, "costs": decoder.bits}
 
 
-def _about(header: Header) -> dict[str, Any] | None:
+def _describe_model(header: Header) -> dict[str, Any] | None:
     from llmzip import models
-    from llmzip.archive.resolve import PROFILES
+    from llmzip.archive.codecs import PROFILES
 
     model = header.model
     if model is None:
         return None
-    told = None if header.short else model
+    fields = None if header.short else model  # a short header has no more than a digest
     return {
         "name": model.name
         or models.embedded_with_digest(model.digest_start)
         or models.installed_with_digest(model.digest_start),
         "digest": model.digest_start.hex(),
         "defaults": header.short,
-        "profile": told and told.profile,
-        "activations": told and PROFILES.get(told.profile & 15),
-        "memory": told and told.profile >> 4,
-        "window": told and told.window,
-        "overlap": told and told.overlap,
+        "profile": fields and fields.profile,
+        "activations": fields and PROFILES.get(fields.profile & 15),
+        "mixing": fields and fields.profile >> 4,
+        "window": fields and fields.window,
+        "overlap": fields and fields.overlap,
     }
 
 
 class _Costs:
-    """Bits that the parts of decoded frames spent."""
+    """Decodes frames and adds up the bits that their parts take."""
 
     def __init__(self, options: Options) -> None:
         from llmzip.archive.frames import FrameReader
 
         self._frames = FrameReader(options, lambda *_: None)
-        names = ("model", "first_tokens", "memory", "stored", "coder")
+        names = ("model", "first_tokens", "mixing", "stored", "coder")
         self.bits = dict.fromkeys(names, 0.0)
 
     def add(self, frame: Frame, header: Header) -> bytes:
-        """The frame's content."""
+        """Count a frame; returns its content. Raises LlmzipError."""
         content = self._frames.content(frame, header)
         coded = 8.0 * len(frame.payload)
         if frame.kind != MODEL:
             self.bits["stored"] += coded
             return content
         _, mixed = self._frames.costs(frame, header, content)
-        _, alone = self._frames.costs(frame, header, content, memory=False)
+        _, alone = self._frames.costs(frame, header, content, mixing=False)
         self.bits["model"] += float(alone.sum())
         self.bits["first_tokens"] += float(alone[:_FIRST].sum())
-        self.bits["memory"] += float(mixed.sum() - alone.sum())
+        self.bits["mixing"] += float(mixed.sum() - alone.sum())
         self.bits["coder"] += coded - float(mixed.sum())
         return content
 
 
 def doctor(arguments: argparse.Namespace) -> int:
+    """The command `doctor`; returns the exit code."""
     from llmzip import doctor
 
     report = doctor.examine(arguments.device)

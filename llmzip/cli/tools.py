@@ -1,4 +1,4 @@
-"""bench, pack, unpack, train, completion: what goes beyond archives."""
+"""bench, pack, unpack, train, completion: commands that do not work on archives."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import sys
 from pathlib import Path
 
-from llmzip.cli.files import options_of, require_regular
+from llmzip.cli.inputs import require_regular
+from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
 from llmzip.errors import LlmzipError
 from llmzip.output import write, writing
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    """The command `bench`; returns the exit code."""
     from llmzip import bench as benchmark
     from llmzip.bench import report as forms
-    from llmzip.parallel.runner import place
+    from llmzip.parallel.ranks import current_rank
 
     if arguments.repeat < 1:
         raise UsageError(f"{arguments.repeat} runs; at least 1 is needed")
@@ -32,7 +34,7 @@ def bench(arguments: argparse.Namespace) -> int:
         repeat=arguments.repeat,
     )
     good = all(result["restored"] for result in report["results"])
-    if place().rank:  # the first one tells
+    if current_rank().rank:  # rank 0 prints
         return 0 if good else 1
     print(f"{benchmark.table(report)}\n\n{forms.summary_table(report)}")
     for path in (arguments.json, arguments.csv, arguments.markdown, arguments.plot):
@@ -50,6 +52,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def pack(arguments: argparse.Namespace) -> None:
+    """The command `pack`. Raises LlmzipError, OSError, UsageError."""
     from llmzip import models
     from llmzip.models import packing
 
@@ -58,7 +61,9 @@ def pack(arguments: argparse.Namespace) -> None:
         files = models.model_paths(arguments.weights)
         path = files[-1]
         if len(files) > 3 or path.suffix != ".safetensors":
-            raise UsageError(f"{path.parent} has not one safetensors file: name the file to pack")
+            raise UsageError(
+                f"{path.parent} does not have exactly one safetensors file: name the file to pack"
+            )
     with path.open("rb") as source, writing(arguments.output, overwrite=arguments.force) as sink:
         packing.pack(source, sink)
         sizes = source.tell(), sink.tell()
@@ -66,6 +71,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
 
 def unpack(arguments: argparse.Namespace) -> None:
+    """The command `unpack`. Raises LlmzipError, OSError."""
     from llmzip.models import packing
 
     with (
@@ -76,6 +82,7 @@ def unpack(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    """The command `train`. Raises LlmzipError, OSError."""
     from llmzip import models
     from llmzip.train import domain
 
@@ -89,11 +96,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def completion(arguments: argparse.Namespace) -> None:
+    """The command `completion`. Raises LlmzipError without shtab."""
     try:
         import shtab
     except ImportError:
         raise LlmzipError(
-            "completion is made by shtab, which is missing: pip install 'llmzip[completion]'"
+            "shtab, which completion needs, is missing: pip install 'llmzip[completion]'"
         ) from None
     from llmzip.cli import parser
 

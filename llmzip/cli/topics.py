@@ -1,4 +1,4 @@
-"""help: short texts on what no single option tells."""
+"""help: topics that no single option covers."""
 
 from __future__ import annotations
 
@@ -8,58 +8,62 @@ from llmzip.cli.usage import UsageError
 
 TOPICS = {
     "style": """\
-As gzip and zstd: llmzip FILE compresses to FILE.llmz, llmzip -d FILE.llmz restores, -t verifies,
--l lists; -c writes to stdout, -o to a name, -f overwrites, -r goes into folders, -k keeps the
-input (the default), --rm removes it; letters combine (-dc). Without a file, stdin goes to stdout.
-Or by commands: llmzip compress, decompress, test, list, info, inspect, models, doctor, bench,
-pack, unpack, train. A file that is called like a command is given as ./NAME.""",
+The options of gzip and zstd work: llmzip FILE compresses to FILE.llmz, llmzip -d FILE.llmz
+restores it, -t verifies, -l lists; -c writes to stdout, -o to a file, -f overwrites, -r enters
+folders, -k keeps the input (the default), --rm removes it; letters combine (-dc). Without a file,
+llmzip reads stdin and writes to stdout. The same as commands: llmzip compress, decompress, test,
+list, info, inspect, models, doctor, bench, pack, unpack, train. If a file has the name of a
+command, write ./NAME.""",
     "pipes": """\
 git diff | llmzip | llmzip -d
 tar --use-compress-program=llmzip -cf x.tar.llmz DIR      and back: -xf
 llmzip -c book.txt | age -r RECIPIENT > book.llmz.age     and: age -d … | llmzip -d
 llmzip -c book.txt | gpg --symmetric > book.llmz.gpg
 minisign -Sm book.txt.llmz
-An archive has no encryption and no signature of its own: compress first, then encrypt or sign.
-Nothing is written to a terminal without -f, and a pipe that breaks ends the program quietly.""",
+Archives are neither encrypted nor signed: compress first, then encrypt or sign. llmzip writes
+archives to a terminal only with -f. If a pipe breaks, it ends without a message.""",
     "models": """\
-The embedded models (llmzip models) come with the package; others are named by --model: a folder
-in Hugging Face format or a hub id, with safetensors and tokenizer.json. An archive carries the
-digest of its model, and is decoded with no other. What is not embedded must be named again, or
-fetched with --allow-download if the archive names a hub id. HF_HUB_OFFLINE=1 forbids the network.
-llmzip train makes a model of your own kind of text. --fast takes more streams, and a smaller model
-if one is embedded, --best fewer and a larger one; --streams and --model say it in detail.""",
+The embedded models (see llmzip models) are part of the package. --model takes any other: a folder
+in Hugging Face format or a hub id, with safetensors and tokenizer.json. An archive stores the
+digest of its model and is decoded with no other. To decompress, name a model that is neither
+embedded nor installed again, or pass --allow-download if the archive names a hub id.
+HF_HUB_OFFLINE=1 forbids network access. llmzip train makes a model of your own kind of text.
+--fast chooses a smaller embedded model and more streams, --best a larger model and fewer streams;
+--model and --streams set each.""",
     "exactness": """\
-Compressor and decompressor must compute the same probabilities to the last bit. Here the model
-runs in integers and single IEEE-754 operations, so that threads, batches, instruction sets,
-devices and library versions cannot matter (docs/exactness.md). llmzip doctor checks this machine.
---same-environment takes any model in plain floating point; then only the same machine and versions
-can decode, the archive knows which, and every frame is verified when it is written.""",
+The compressor and the decompressor must compute the same probabilities, to the last bit. llmzip
+computes in integers and single IEEE 754 operations, so threads, batches, instruction sets, devices
+and library versions do not change the result (docs/exactness.md). llmzip doctor checks this
+machine. --same-environment runs any model in floating point; then only the same machine and
+library versions can decode. The archive stores them, and llmzip verifies each frame it writes.""",
     "damage": """\
-Every frame has checks of its own. llmzip test names the frames and bytes that are lost, if any;
-llmzip decompress --salvage writes all that is whole, one piece after the other, and tells which
-bytes are missing, with exit code 1. Wrong bytes are never given away: each piece is vouched for by
-its check. There is no error correction: keep copies of what matters.""",
+Each frame has its own checksums. llmzip test reports the frames and bytes that are lost.
+llmzip decompress --salvage writes all intact content, reports which bytes are missing, and exits
+with code 1. It never writes wrong bytes: it verifies each frame by its checksum. There is no error
+correction: keep copies of important data.""",
     "security": """\
-Archives and models may come from anyone. Models are safetensors and JSON: no pickle, no code of
-theirs is run. An archive cannot have anything fetched without --allow-download. Lengths are checked
-before memory is taken; --max-output refuses longer content before it is decoded. Without a model
-an archive says little: its size, kinds and lengths of frames (llmzip info).""",
+Archives and models may come from untrusted sources. Models are safetensors and JSON: llmzip loads
+no pickle and runs no code from a model. An archive cannot cause a download without
+--allow-download. llmzip checks lengths before it allocates memory; --max-output refuses longer
+content before it is decoded. Without the model, an archive reveals its size, and the kinds and
+lengths of its frames (llmzip info).""",
     "exit-codes": """\
-0    done
-1    something about the data or the machine is wrong; one line on stderr for each input
+0    success
+1    a problem with the data or the machine; one line on stderr for each input
 2    wrong usage
-130  interrupted, or terminated; no partial file is left""",
+130  interrupted or terminated; no partial file is left""",
 }
 
 
 def show(arguments: argparse.Namespace) -> None:
+    """The command `help`. Raises UsageError for an unknown topic."""
     topic = arguments.topic
     if topic is None:
         print("Topics, for llmzip help TOPIC:")
         for name, text in TOPICS.items():
             print(f"  {name:<12}{text.splitlines()[0]}")
-        print("llmzip --help lists commands, llmzip help COMMAND tells of one.")
+        print("llmzip --help lists the commands, llmzip help COMMAND describes one.")
     elif topic in TOPICS:
         print(TOPICS[topic])
     else:
-        raise UsageError(f"no topic {topic!r}; there are {', '.join(TOPICS)}")
+        raise UsageError(f"no topic {topic!r}; the topics are {', '.join(TOPICS)}")

@@ -1,5 +1,5 @@
-"""What is wrong with how the program was called."""
+"""The exception for wrong usage."""
 
 
 class UsageError(Exception):
-    """Options that do not fit together, or names that they do not fit to."""
+    """Options contradict each other or the names that were given."""

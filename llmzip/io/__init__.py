@@ -1,1 +1,1 @@
-"""Archives as files and in pieces."""
+"""Archives as file objects, as bytes in pieces, and as tar files of folders."""

@@ -1,7 +1,4 @@
-"""Archives as files: `open` and `LlmzipFile` as in gzip and lzma.
-
-Knows nothing of models' insides.
-"""
+"""Archives as file objects: `open` and `LlmzipFile`, as in gzip and lzma."""
 
 from __future__ import annotations
 
@@ -19,17 +16,19 @@ _Text = Literal["rt", "wt", "xt", "at", "tr", "tw", "tx", "ta"]
 _Binary = Literal["r", "w", "x", "a", "rb", "wb", "xb", "ab", "br", "bw", "bx", "ba"]
 
 
-class _Contents(io.RawIOBase):
-    """The content of an archive as a raw stream. Seeking sets a number; the next read decodes
-    the frame that holds it, and no other."""
+class _Content(io.RawIOBase):
+    """The content of an archive as a raw stream.
+
+    Seeking only sets the position; the next read decodes the frame that holds it.
+    """
 
     def __init__(self, source: BinaryIO, options: Options) -> None:
         self._reader = ArchiveReader(source, options)
         self._seekable = source.seekable()
         self._position = 0
-        self._frame = memoryview(b"")  # decoded last
-        self._start = 0  # of that frame in the content,
-        self._next: int | None = 0  # and of the reader's next one; None: unknown since an error
+        self._frame = memoryview(b"")  # content of the frame that was decoded last,
+        self._start = 0  # its offset,
+        self._next: int | None = 0  # and that of the next frame; None: unknown since an error
 
     def readable(self) -> bool:
         return True
@@ -43,7 +42,7 @@ class _Contents(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not 0 <= self._position - self._start < len(self._frame):
             if self._next != self._position:
-                self._turn(self._position)
+                self._find(self._position)
             start = self._next
             if self._seekable:
                 self._next = None
@@ -59,19 +58,19 @@ class _Contents(io.RawIOBase):
         self._position += len(part)
         return len(part)
 
-    def _turn(self, offset: int) -> int:
-        """Make the frame that holds `offset`, or the end, the reader's next → where that is."""
+    def _find(self, offset: int) -> int:
+        """Go to the frame that holds `offset`, or to the end; returns its offset."""
         self._next = None
         self._next = self._reader.seek(offset)
         return self._next
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if not self._seekable:
-            raise io.UnsupportedOperation("the archive's source is not seekable")
+            raise io.UnsupportedOperation("the archive is read from a source that is not seekable")
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
-            offset += self._turn(sys.maxsize)
+            offset += self._find(sys.maxsize)
         elif whence != io.SEEK_SET:
             raise ValueError(f"invalid whence {whence}")
         if offset < 0:
@@ -92,10 +91,10 @@ def _binary_file(file: Any, method: str) -> BinaryIO:
 
 
 class LlmzipFile(io.BufferedIOBase):
-    """An archive as a binary file: the content is read from it, or written to it.
+    """An archive as a binary file object, for reading or writing its content.
 
-    Reading seeks as a plain file does, and decodes only the frames that hold what is read;
-    writing cannot seek. An archive that is written is complete only after `close`.
+    Reading can seek, and decodes only the frames that hold what is read; writing cannot seek. A
+    written archive is complete only after `close`.
     """
 
     def __init__(
@@ -105,12 +104,11 @@ class LlmzipFile(io.BufferedIOBase):
         *,
         options: Options | None = None,
     ) -> None:
-        """`filename` is a path, or a binary file object, which `close` leaves open; `mode` is
-        one of r, w, x, a, with or without b. `a` writes a further archive behind what is there:
-        archives that follow each other are read as one.
+        """`filename` is a path, or a binary file object, which `close` leaves open.
 
-        Raises LlmzipError if what is to be read is no archive, OSError, ValueError for other
-        modes, TypeError for anything but a path or a binary file.
+        `mode` is r, w, x or a, with or without b; a appends a further archive, as concatenated
+        archives are read as one. Raises LlmzipError if a file to be read is not an archive,
+        OSError, ValueError for other modes, TypeError for anything but a path or a binary file.
         """
         self._reading: io.BufferedReader | None = None
         self._writing: ArchiveWriter | None = None
@@ -118,7 +116,7 @@ class LlmzipFile(io.BufferedIOBase):
         self._failed = False
         self._written = 0
         if not isinstance(mode, str):
-            raise TypeError(f"mode is {mode!r}, where str is needed")
+            raise TypeError(f"mode is {mode!r}; it must be str")
         kind = mode.replace("b", "", 1)
         if kind not in ("r", "w", "x", "a"):
             raise ValueError(f"invalid mode {mode!r}; possible are r, w, x, a, with b or t")
@@ -130,7 +128,7 @@ class LlmzipFile(io.BufferedIOBase):
         try:
             options = options or Options()
             if kind == "r":
-                self._reading = io.BufferedReader(_Contents(self._file, options))
+                self._reading = io.BufferedReader(_Content(self._file, options))
             else:
                 self._writing = ArchiveWriter(self._file, options)
         except BaseException:
@@ -138,7 +136,7 @@ class LlmzipFile(io.BufferedIOBase):
             raise
 
     def close(self) -> None:
-        """Complete an archive that is written. May be called more than once without error."""
+        """Complete a written archive; further calls do nothing. Raises LlmzipError, OSError."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -154,6 +152,7 @@ class LlmzipFile(io.BufferedIOBase):
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._file is None
 
     def _open_file(self) -> BinaryIO:
@@ -168,61 +167,71 @@ class LlmzipFile(io.BufferedIOBase):
         return self._reading
 
     def fileno(self) -> int:
-        """Of the archive itself."""
+        """The file descriptor of the archive. Raises OSError if there is none."""
         return self._open_file().fileno()
 
     def readable(self) -> bool:
+        """Whether content can be read."""
         return self._open_file() is not None and self._reading is not None
 
     def writable(self) -> bool:
+        """Whether content can be written."""
         return self._open_file() is not None and self._writing is not None
 
     def seekable(self) -> bool:
+        """Whether `seek` works: when reading from a seekable file."""
         return self.readable() and self._reader().seekable()
 
     def read(self, size: int | None = -1) -> bytes:
         """Up to `size` bytes of content, all of it by default; b"" at the end.
 
-        Raises CorruptArchive if the frame that holds them, or the end, is not intact.
+        Raises CorruptArchive if a frame that holds them, or the end, is damaged.
         """
         return self._reader().read(size)
 
     def read1(self, size: int = -1) -> bytes:
-        """Up to `size` bytes of content, of one frame."""
+        """Up to `size` bytes of content from one frame."""
         return self._reader().read1(size)
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a writable buffer with content; returns the number of bytes."""
         return self._reader().readinto(buffer)
 
     def readinto1(self, buffer: Any) -> int:
+        """As `readinto`, from one frame."""
         return self._reader().readinto1(buffer)
 
     def readline(self, size: int | None = -1) -> bytes:
+        """The next line, or up to `size` bytes of it."""
         return self._reader().readline(-1 if size is None else size)
 
     def peek(self, size: int = 0) -> bytes:
-        """Some of what `read` gives next, at least a byte of it unless at the end."""
+        """The next bytes without advancing: at least one, unless at the end."""
         return self._reader().peek(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte of the content, as in a plain file, and return its number. From the end
-        costs reading the header of every frame, decoding none."""
+        """Go to a byte of the content; returns its offset.
+
+        Seeking from the end reads the header of every frame but decodes none.
+        """
         return self._reader().seek(offset, whence)
 
     def tell(self) -> int:
-        """Bytes of content before the next one that is read or written."""
+        """The offset of the next byte of content that is read or written."""
         return self._reader().tell() if self._writing is None else self._written
 
     def write(self, data: Any) -> int:
-        """Take any bytes-like object in; returns its length in bytes."""
+        """Add a bytes-like object to the content; returns its bytes. Raises LlmzipError."""
         self._open_file()
         if self._writing is None:
             raise io.UnsupportedOperation("not open for writing")
         with bytes_like(data, "write") as view:
             try:
-                self._writing.write(view.cast("B") if view.nbytes else b"")
+                self._writing.write(view)
             except BaseException:
-                self._failed = True  # half a frame may be written: no end makes that whole
+                self._failed = (
+                    True  # a partial frame may be written: the archive cannot be completed
+                )
                 raise
             self._written += view.nbytes
             return view.nbytes
@@ -270,17 +279,16 @@ def open(
     newline: str | None = None,
     options: Options | None = None,
 ) -> LlmzipFile | io.TextIOWrapper:
-    """Open an archive for reading or writing, as gzip.open and lzma.open do.
+    """Open an archive as a file object, as gzip.open and lzma.open do.
 
-    `filename` is a path, or a binary file object, which stays open; `mode` is one of r, w, x, a,
-    with b (the default) or t for text; a appends. Raises LlmzipError when what is read is no intact
-    archive. An archive being written is complete only after `close`.
+    `filename` and `mode` are as for LlmzipFile; with t in `mode`, the file is a text file. Raises
+    LlmzipError, OSError, ValueError, TypeError, as LlmzipFile does.
     """
     text = isinstance(mode, str) and "t" in mode
     if text and "b" in mode:
         raise ValueError(f"invalid mode {mode!r}")
     if not text and (encoding, errors, newline) != (None, None, None):
-        raise ValueError("encoding, errors and newline are for text modes")
+        raise ValueError("encoding, errors and newline are only for text modes")
     if not text:
         return LlmzipFile(filename, mode, options=options)
     file = LlmzipFile(filename, mode.replace("t", "", 1), options=options)

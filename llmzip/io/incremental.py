@@ -1,7 +1,4 @@
-"""`Compressor` and `Decompressor`: archives in pieces, as in lzma and compression.zstd.
-
-Knows nothing of files and of models' insides.
-"""
+"""`Compressor` and `Decompressor`: bytes in pieces, as in lzma and compression.zstd."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from llmzip.archive.writer import ArchiveWriter
 
 
 class Compressor:
-    """Content in pieces → an archive in pieces, to be joined in their order."""
+    """Content in pieces → an archive in pieces, to be concatenated."""
 
     def __init__(self, options: Options | None = None) -> None:
         self._sink = io.BytesIO()
@@ -22,8 +19,11 @@ class Compressor:
         self._flushed = False
 
     def compress(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Take `data` in → the frames that are complete now, b"" for most calls: up to a frame
-        (`Options.frame_size` bytes of content) is kept. Raises LlmzipError."""
+        """Add content; returns the frames that are complete now, often b"".
+
+        Buffers up to a frame (`Options.frame_size` bytes). Raises LlmzipError, ValueError after
+        `flush`.
+        """
         if self._flushed:
             raise ValueError("the compressor has been flushed")
         with bytes_like(data, "compress") as view:
@@ -31,7 +31,7 @@ class Compressor:
         return self._take()
 
     def flush(self) -> bytes:
-        """The rest of the archive; the compressor cannot be used after it."""
+        """The rest of the archive. Raises LlmzipError, ValueError if called again."""
         if self._flushed:
             raise ValueError("repeated call to flush()")
         self._flushed = True
@@ -46,59 +46,61 @@ class Compressor:
 
 
 class Decompressor:
-    """One archive in pieces → its content in pieces, each of them verified. What follows its end,
-    such as a further archive, is left in `unused_data`.
+    """One archive in pieces → its content in pieces, each of them verified.
 
-    It holds at most a frame's payload and its content, 64 MiB each, beside what the model needs.
+    What follows the archive's end, such as a further archive, is left in `unused_data`. Holds at
+    most a frame's payload and its content, 64 MiB each, in addition to the model.
     """
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options
-        self._fed = _Fed()
+        self._input = _InputBuffer()
         self._reader: ArchiveReader | None = None
-        self._content = memoryview(b"")  # decoded, and not yet given away
+        self._content = memoryview(b"")  # decoded but not returned yet
         self._eof = False
         self._needs_input = True
 
     @property
     def eof(self) -> bool:
-        """Whether the end of the archive has been reached and verified. Without it, what came
-        out is intact, but only the beginning."""
+        """Whether the end of the archive has been reached and verified.
+
+        Before that, the content so far is intact but incomplete.
+        """
         return self._eof
 
     @property
     def needs_input(self) -> bool:
-        """False if `decompress(b"")` may give more."""
+        """False if `decompress(b"")` may return more."""
         return self._needs_input
 
     @property
     def unused_data(self) -> bytes:
         """What follows the end of the archive; b"" before `eof`."""
-        return self._fed.rest() if self._eof else b""
+        return self._input.rest() if self._eof else b""
 
     def decompress(self, data: bytes | bytearray | memoryview, max_length: int = -1) -> bytes:
-        """Take `data` in → up to `max_length` bytes of content (no limit if negative).
+        """Add bytes of the archive; returns up to `max_length` bytes of content (-1: no limit).
 
-        A frame comes out when all of it has come in. Raises EOFError after the end, LlmzipError
-        if the archive is not intact.
+        A frame is decoded when it is complete. Raises EOFError after the end, LlmzipError if the
+        archive is damaged.
         """
         if self._eof:
             raise EOFError("already at the end of the archive")
         with bytes_like(data, "decompress") as view:
-            self._fed.feed(view)
+            self._input.append(view)
         parts: list[memoryview] = []
-        room = max_length
+        left = max_length
         self._needs_input = False
         while True:
-            part = self._content if max_length < 0 else self._content[:room]
+            part = self._content if max_length < 0 else self._content[:left]
             self._content = self._content[len(part) :]
             parts.append(part)
-            room -= len(part)
-            if self._content or (max_length >= 0 and not room):
+            left -= len(part)
+            if self._content or (max_length >= 0 and not left):
                 break
             try:
                 content = self._next_frame()
-            except _Hungry:
+            except _NeedsInput:
                 self._needs_input = True
                 break
             if content is None:
@@ -108,31 +110,31 @@ class Decompressor:
         return b"".join(parts)
 
     def _next_frame(self) -> bytes | None:
-        """None at the end of the archive. Raises _Hungry, to be called again with more input."""
-        source = cast(BinaryIO, self._fed)
+        """None at the end. Raises _NeedsInput; then call again with more input."""
+        source = cast(BinaryIO, self._input)
         try:
             if self._reader is None:
-                self._reader = ArchiveReader(source, self._options, alone=True)
-                self._fed.forget()
+                self._reader = ArchiveReader(source, self._options, single=True)
+                self._input.drop()
             content = self._reader.read_frame()
-        except _Hungry:
-            self._fed.rewind()
+        except _NeedsInput:
+            self._input.rewind()
             raise
-        self._fed.forget()
+        self._input.drop()
         return content
 
 
-class _Hungry(Exception):
-    """More input is needed."""
+class _NeedsInput(Exception):
+    """The input ends within a frame."""
 
 
-class _Fed:
-    """What has been fed, as a source that is read from; raises _Hungry instead of ending."""
+class _InputBuffer:
+    """A source to read from; raises _NeedsInput where it ends."""
 
     def __init__(self) -> None:
         self._data, self._position = bytearray(), 0
 
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         self._data += data
 
     def seekable(self) -> bool:
@@ -141,18 +143,18 @@ class _Fed:
     def read(self, size: int) -> bytes:
         end = self._position + size
         if end > len(self._data):
-            raise _Hungry
+            raise _NeedsInput
         part = bytes(self._data[self._position : end])
         self._position = end
         return part
 
-    def forget(self) -> None:
-        """What has been read, for good."""
+    def drop(self) -> None:
+        """Drop what has been read."""
         del self._data[: self._position]
         self._position = 0
 
     def rewind(self) -> None:
-        """What has been read since `forget` comes again."""
+        """Read again what has been read since `drop`."""
         self._position = 0
 
     def rest(self) -> bytes:

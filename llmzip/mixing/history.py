@@ -153,7 +153,9 @@ def _find_match(history: History, s: int) -> None:
         stream = place // size
         written = counters[stream, POSITION]
         after = written - ((written - 1 - place) & mask)  # the byte that followed
-        if after >= written or (after == counters[s, MATCH] and stream == counters[s, MATCH_STREAM]):
+        if after >= written or (
+            after == counters[s, MATCH] and stream == counters[s, MATCH_STREAM]
+        ):
             continue
         longest = min(_LONGEST_CHECK, after, position, size - (written - after))
         equal = 0

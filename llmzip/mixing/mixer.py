@@ -24,7 +24,7 @@ from llmzip.mixing.tables import LOGIT_LIMIT, SHARES, SQUASH, STRETCH
 
 _MOST_WEIGHT = np.int32((1 << 19) - 1)  # times a logit is less than 2^31
 _CONSTANT = 77
-_RATE, _FINAL_RATE, _REFINING_RATE, _MATCH_RATE = 16, 8, 20, 7
+_RATE, _FINAL_RATE, _REFINING_RATE, _MATCH_RATE = 16, 2, 20, 7
 _MOST_SEEN = 250  # observations that a probability remembers
 _HALF = np.int32(1 << 15)
 
@@ -47,7 +47,7 @@ def context_inputs(
 
 @inlined
 def match_inputs(probability: int, expected: int, inputs: np.ndarray) -> None:
-    """From the probability, 22 bits, that the match is right to expect a bit; -1: it expects none."""
+    """From the probability, 22 bits, that the match is right to expect this bit; -1: none."""
     if expected < 0:
         inputs[MATCH_INPUT], inputs[MATCH_INPUT + 1] = 0, 0
         return

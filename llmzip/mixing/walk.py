@@ -154,13 +154,11 @@ def _code_token(
         value_low, value_high, part = 0, 256, 1
         ended = False
         for step in range(STEPS):
-            if step == 1 or step == 3 or step == 6 or (step == 0 and ends):
-                # once for the flag and the first bits, whichever comes first
-                if mixing and not (step == 1 and ends):
-                    find_slots(
-                        learned.slots, scratch.hashes, part if step > 1 else 0, scratch.keys,
-                        scratch.found,
-                    )  # fmt: skip
+            # the slots of the flag and the first bits are found with whichever comes first
+            first = step == (0 if ends else 1)
+            if mixing and (first or step == 3 or step == 6):
+                known = 0 if first else part
+                find_slots(learned.slots, scratch.hashes, known, scratch.keys, scratch.found)
             if step == 0:
                 if not ends:
                     continue
@@ -169,7 +167,7 @@ def _code_token(
             else:
                 value = (value_low + value_high) >> 1
                 middle = first_from(tokens, inner, high, depth, value)
-                if middle == inner or middle == high:  # one outcome is possible
+                if middle in (inner, high):  # one outcome is possible
                     part = part * 2 + (1 if middle == inner else 0)
                     if middle == inner:
                         value_low = value

@@ -1,1 +1,1 @@
-"""Frames of many files, shared by processes, ranks and Dask."""
+"""Many files: their frames are coded by worker processes, ranks of a launcher, or Dask."""

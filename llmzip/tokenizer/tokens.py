@@ -1,9 +1,9 @@
-"""bytes ↔ token ids, int32 [n], by any Hugging Face fast tokenizer, for *every* byte string.
+"""bytes ↔ token ids, int32 [n], with any Hugging Face fast tokenizer, for *every* byte string.
 
-The tokenizer only proposes a segmentation; each id stands for a fixed byte string of our own
-table, and `decode` joins those. Where the proposal does not spell the input (a normaliser
-changed it, a character is unknown, the bytes are no UTF-8) the stretch is cut again by longest
-match, and bytes that no token spells take an escape id. Knows nothing of models.
+The tokenizer only proposes a segmentation. Each id stands for a fixed byte string, which `Tokens`
+derives from tokenizer.json, and `decode` concatenates these. Where the proposal does not spell the
+input (the normalizer changed it, a character is unknown, the bytes are invalid UTF-8), the longest
+matching tokens are used instead, and escape ids for bytes that no token spells.
 """
 
 from __future__ import annotations
@@ -18,36 +18,38 @@ from tokenizers import Tokenizer
 
 from llmzip.errors import CorruptArchive, UnsupportedModel
 
-_CHUNK = 1 << 16  # bytes given to the tokenizer at a time
-_SEAM = 1 << 12  # a chunk may end this much earlier, at a line or word end
+_CHUNK = 1 << 16  # bytes for each call of the tokenizer
+_SEAM = 1 << 12  # bytes by which a chunk may be shorter, to end with a line or word
 _INVALID = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of invalid bytes
-_HOPELESS = 16  # fewer bytes than this a valid stretch: no text, don't ask the tokenizer
+_LEAST_VALID = 16  # bytes between invalid ones; if there are fewer, it is no text
 
 
 class Tokens:
-    """One tokenizer, as a lossless code.
+    """A tokenizer as a lossless code.
 
-    Ids run from 0 to `size - 1`: the model's `vocabulary` first, then 256 escapes, one a byte
-    value, if (and only if) some byte value has no token of its own.
+    Ids run from 0 to `size - 1`: the model's `vocabulary` first, then 256 escapes, one for
+    each byte value, if (and only if) some byte value has no token.
     """
 
     def __init__(self, tokenizer_json: bytes | str, vocabulary: int) -> None:
-        """`tokenizer_json` is the content of a tokenizer.json; ids that `vocabulary` does not
-        reach are never used. Raises UnsupportedModel if it cannot be read."""
+        """`tokenizer_json` is the content of tokenizer.json; ids from `vocabulary` on are not used.
+
+        Raises UnsupportedModel if the content is invalid.
+        """
         try:
             settings = json.loads(tokenizer_json)
-            # parts that only trim offsets, add special tokens or cut long texts
+            # these only trim offsets, add special tokens or truncate texts
             settings.update(post_processor=None, truncation=None, padding=None)
             self._tokenizer = Tokenizer.from_str(json.dumps(settings))
             spellings = _spellings(settings, self._tokenizer.get_vocab(with_added_tokens=True))
         except Exception as error:  # the library raises bare Exception
             raise UnsupportedModel(f"tokenizer.json cannot be read: {error}") from None
-        # a literal "<|endoftext|>" in a text is text, not the end of it
+        # "<|endoftext|>" in the input is text
         self._tokenizer.encode_special_tokens = True
         self.vocabulary = vocabulary
         self._bytes: list[bytes | None] = [None] * vocabulary
         self._ids: dict[bytes, int] = {}
-        # of several ids with the same bytes, the ordinary token before a byte's fallback
+        # of several ids with the same bytes, prefer ordinary tokens to byte fallbacks
         for id, spelling, _ in sorted(spellings, key=lambda s: (s[2], s[0])):
             if id < vocabulary and spelling:
                 self._bytes[id] = spelling
@@ -61,29 +63,29 @@ class Tokens:
 
     @property
     def spellings(self) -> list[bytes | None]:
-        """What each id spells; None for those that are never used."""
+        """The bytes of each id; None for ids that are not used."""
         return self._bytes
 
     def encode(self, data: bytes) -> np.ndarray:
-        """Any bytes → int32 ids with `decode(encode(data)) == data`."""
+        """Bytes → ids, int32 [n]; `decode(encode(data)) == data` for any bytes."""
         ids: list[int] = []
         for chunk in _chunks(data):
             ids += self._encode_chunk(chunk)
         return np.array(ids, dtype=np.int32)
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """Ids → the bytes they spell. Raises CorruptArchive at an id without any."""
+        """Ids, int [n] → bytes. Raises CorruptArchive for an id without bytes."""
         try:
             return b"".join([self._bytes[id] for id in ids.tolist()])
         except (TypeError, IndexError):
-            raise CorruptArchive("the archive holds a token that spells nothing") from None
+            raise CorruptArchive("the archive has a token that spells nothing") from None
 
     def _encode_chunk(self, chunk: bytes) -> list[int]:
         text = chunk.decode("utf-8", "surrogateescape")
         if _INVALID.search(text) is None:
             return self._encode_text(text, chunk)
         parts = _INVALID.split(text)
-        if len(chunk) < _HOPELESS * len(parts):
+        if len(chunk) < _LEAST_VALID * len(parts):
             return self._longest_matches(chunk)
         ids: list[int] = []
         for i, part in enumerate(parts):
@@ -105,14 +107,14 @@ class Tokens:
     def _repair(
         self, text: str, raw: bytes, proposed: list[int], offsets: list[tuple[int, int]]
     ) -> list[int]:
-        """Keep each group of proposed tokens that spells its span of `raw`, cut the rest anew."""
+        """Keep each group of tokens that spells its span of `raw`; longest matches for the rest."""
         widths = [len(char.encode()) for char in text]
         starts = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)]).tolist()
         ids: list[int] = []
         done = kept = 0  # bytes before `done` are in ids, before `kept` in `ids` or `pending`
         for first, last, begin, end in _groups(offsets):
             if starts[begin] < kept:
-                continue  # overlaps what came before: that stretch is cut anew
+                continue  # overlaps the previous group
             group = proposed[first:last]
             if self._spell(group) == raw[starts[begin] : starts[end]]:
                 ids += self._longest_matches(raw[done : starts[begin]])
@@ -135,14 +137,14 @@ class Tokens:
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
-    """Cut at a line end if one is near, else at a space, never inside of a UTF-8 character."""
+    """Cut at a line end if one is near, else at a space, never within a UTF-8 character."""
     start = 0
     while len(data) - start > _CHUNK:
         end = start + _CHUNK
         for mark in (b"\n", b" "):
             found = data.rfind(mark, end - _SEAM, end)
             if found >= 0:
-                # a space begins the next word, a line end closes its line
+                # a space belongs to the next word, a line end to its line
                 end = found + (mark == b"\n")
                 break
         else:
@@ -157,8 +159,10 @@ def _chunks(data: bytes) -> Iterator[bytes]:
 
 
 def _groups(offsets: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
-    """Tokens whose character spans overlap (they share a character) belong together:
-    (first token, last token + 1, first character, last character + 1)."""
+    """Groups of tokens whose character spans overlap, because they share a character.
+
+    Yields (first token, last token + 1, first character, last character + 1).
+    """
     first = 0
     while first < len(offsets):
         begin, end = offsets[first]
@@ -171,7 +175,7 @@ def _groups(offsets: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, int
 
 
 def _match_lengths(ids: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """First two bytes → the lengths of tokens that begin so, longest first, ending in 1."""
+    """First two bytes → lengths of the tokens that begin with them, longest first, then 1."""
     lengths: dict[bytes, set[int]] = {}
     for spelling in ids:
         if len(spelling) > 1:
@@ -182,7 +186,7 @@ def _match_lengths(ids: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
 def _spellings(
     settings: dict[str, Any], vocabulary: dict[str, int]
 ) -> Iterator[tuple[int, bytes, bool]]:
-    """(id, bytes, whether it is a byte's fallback) of every token of a tokenizer.json."""
+    """(id, bytes, whether it is a byte fallback) of each token of tokenizer.json."""
     literal = {token["content"] for token in settings.get("added_tokens") or ()}
     model = settings["model"]
     stages = list(_stages(settings))
@@ -205,7 +209,7 @@ def _spellings(
 
 
 def _stages(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every normaliser, pre-tokenizer and decoder, those inside of sequences included."""
+    """Every normalizer, pre-tokenizer and decoder, also within sequences."""
     waiting = [settings.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
     while waiting:
         stage = waiting.pop()
@@ -216,12 +220,12 @@ def _stages(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _space_marks(stages: list[dict[str, Any]]) -> set[str]:
-    """The characters that stand for a space inside of tokens, such as U+2581."""
+    """The characters that stand for a space in tokens, such as U+2581."""
     marks = {stage.get("replacement", "▁") for stage in stages if stage["type"] == "Metaspace"}
     for stage in stages:
         if stage["type"] == "Replace":
             pattern, content = stage.get("pattern", {}).get("String"), stage.get("content")
-            if pattern == " " and content:  # a normaliser
+            if pattern == " " and content:  # a normalizer
                 marks.add(content)
             elif content == " " and pattern:  # a decoder
                 marks.add(pattern)
@@ -229,7 +233,10 @@ def _space_marks(stages: list[dict[str, Any]]) -> set[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-ins of byte-level BPE (GPT-2): character → byte."""
+    """Character → byte of byte-level BPE (GPT-2), which maps bytes to printable characters.
+
+    As `bytes_to_unicode` in https://github.com/openai/gpt-2/blob/master/src/encoder.py.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [value for value in range(256) if value not in set(printable)]
     table = {chr(value): value for value in printable}

@@ -48,14 +48,14 @@ class Short(FrameCodec):
 def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
     """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
     verified, so that what is damaged reaches the decoders."""
-    for_reading, check = archive_frames.for_reading, container.check
-    archive_frames.for_reading = lambda *_: frames
+    for_reading, check = archive_frames.codec_for_reading, container.checksum
+    archive_frames.codec_for_reading = lambda *_: frames
     if not checks:
-        container.check = lambda *_: _Agrees()
+        container.checksum = lambda *_: _Agrees()
     try:
         yield
     finally:
-        archive_frames.for_reading, container.check = for_reading, check
+        archive_frames.codec_for_reading, container.checksum = for_reading, check
 
 
 def whole(data: bytes) -> bytes | None:

@@ -33,12 +33,27 @@ class Categorical:
         return bounds
 
 
+class Bernoulli:
+    """Probabilities of a one, multiples of 2^-16."""
+
+    def __init__(self, *, perfect: bool) -> None:
+        assert not perfect
+
+    @staticmethod
+    def bounds(probabilities: np.ndarray) -> np.ndarray:
+        """float64 [n] → where zero and one begin and the latter ends, int64 [n, 3]."""
+        rest = 65536 - (probabilities * 65536).astype(np.int64)
+        middle = 1 + (rest * ((1 << _PRECISION) - 2) >> 16)
+        ends = np.full(len(rest), 1 << _PRECISION)
+        return np.stack([np.zeros_like(rest), middle, ends], 1)
+
+
 class RangeEncoder:
     def __init__(self) -> None:
         self._words: list[int] = []
         self._lower, self._range = 0, _ALL
 
-    def encode(self, symbols: np.ndarray, family: Categorical, weights: np.ndarray) -> None:
+    def encode(self, symbols: np.ndarray, family: Categorical | Bernoulli, weights: np.ndarray) -> None:
         for symbol, bounds in zip(symbols.tolist(), family.bounds(weights), strict=True):
             left, right = int(bounds[symbol]), int(bounds[symbol + 1])
             scale = self._range >> _PRECISION
@@ -89,7 +104,7 @@ class RangeDecoder:
         self._at += 1
         return self._words[self._at - 1] if self._at <= len(self._words) else 0
 
-    def decode(self, family: Categorical, weights: np.ndarray) -> np.ndarray:
+    def decode(self, family: Categorical | Bernoulli, weights: np.ndarray) -> np.ndarray:
         symbols = []
         for bounds in family.bounds(weights):
             scale = self._range >> _PRECISION
@@ -111,6 +126,6 @@ class RangeDecoder:
 
 
 stream = SimpleNamespace(
-    model=SimpleNamespace(Categorical=Categorical),
+    model=SimpleNamespace(Categorical=Categorical, Bernoulli=Bernoulli),
     queue=SimpleNamespace(RangeEncoder=RangeEncoder, RangeDecoder=RangeDecoder),
 )

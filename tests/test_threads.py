@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llmzip.coding.threads import Team
+from llmzip.coding.threads import StreamThreads
 
 
 @pytest.fixture(autouse=True)
@@ -24,31 +24,23 @@ def two_threads() -> Iterator[None]:
     ("streams", "cores", "sizes"), [(1, 4, [1]), (7, 2, [3, 4]), (2, 8, [1, 1]), (9, 1, [9])]
 )
 def test_parts_cover_the_streams(streams: int, cores: int, sizes: list[int]) -> None:
-    parts = Team(streams, cores).parts
+    parts = StreamThreads(streams, cores).parts
     assert [part.stop - part.start for part in parts] == sizes
     assert [i for part in parts for i in range(streams)[part]] == list(range(streams))
 
 
 def test_cores_are_divided_among_the_parts() -> None:
-    with Team(2, 2) as team:
-        assert team.results(team.start(lambda _: torch.get_num_threads(), [0, 1])) == [1, 1]
-    with Team(1, 2) as team:
-        assert team.results(team.start(lambda _: torch.get_num_threads(), [0])) == [2]
-
-
-def test_results_keep_the_order() -> None:
-    def work(wait: float, name: str) -> str:
-        time.sleep(wait)
-        return name
-
-    with Team(2, 2) as team:
-        assert team.results(team.start(work, [0.05, 0.0], ["slow", "quick"])) == ["slow", "quick"]
+    with StreamThreads(2, 2) as threads:
+        started = [threads.start(torch.get_num_threads) for _ in range(2)]
+        assert [future.result() for future in started] == [1, 1]
+    with StreamThreads(1, 2) as threads:
+        assert threads.start(torch.get_num_threads).result() == 2
 
 
 def test_together_is_zip_however_slow_the_reader() -> None:
-    with Team(2, 2) as team:
+    with StreamThreads(2, 2) as threads:
         found = []
-        for pair in team.together([range(100), range(100, 200)]):
+        for pair in threads.together([range(100), range(100, 200)]):
             if pair[0] == 0:
                 time.sleep(0.3)  # longer than a full queue is patient
             found.append(pair)
@@ -60,14 +52,14 @@ def test_errors_come_out_and_threads_end() -> None:
         yield 1
         raise KeyError("a reason")
 
-    with pytest.raises(KeyError, match="a reason"), Team(2, 2) as team:
-        list(team.together([range(10_000), fails()]))
-    with pytest.raises(ZeroDivisionError), Team(2, 2) as team:
-        team.results(team.start(lambda x: 1 // x, [1, 0]))
+    with pytest.raises(KeyError, match="a reason"), StreamThreads(2, 2) as threads:
+        list(threads.together([range(10_000), fails()]))
+    with pytest.raises(ZeroDivisionError), StreamThreads(2, 2) as threads:
+        threads.start(lambda x: 1 // x, 0).result()
 
 
 def test_whoever_stops_listening_is_not_waited_for() -> None:
     start = time.perf_counter()
-    with Team(2, 2) as team:
-        assert next(iter(team.together([range(10**9), range(10**9)]))) == (0, 0)
+    with StreamThreads(2, 2) as threads:
+        assert next(iter(threads.together([range(10**9), range(10**9)]))) == (0, 0)
     assert time.perf_counter() - start < 5

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmzip import compress
-from llmzip.archive import container
+from llmzip.archive import container, frame_header
 from llmzip.archive.header import MAGIC, write_header
 from llmzip.archive.options import Options
-from llmzip.archive.salvage import Damage, Piece, recover
+from llmzip.archive.recovery import Damage, Recovered, recover
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding import frame as coded
 from llmzip.coding.stored import store
@@ -35,7 +35,7 @@ def _archive(contents: list[bytes]) -> tuple[bytes, list[int]]:
     return sink.getvalue(), starts
 
 
-def _recovered(archive: bytes, options: Options | None = None) -> list[Piece | Damage]:
+def _recovered(archive: bytes, options: Options | None = None) -> list[Recovered | Damage]:
     return list(recover(io.BytesIO(archive), options or Options(), lambda content, coded: None))
 
 
@@ -45,7 +45,7 @@ def _check(archive: bytes, content: bytes) -> set[tuple[int, int]]:
     at = 0
     came = set()
     for part in _recovered(archive):
-        if isinstance(part, Piece):
+        if isinstance(part, Recovered):
             assert part.offset == at
             at += len(part.content)
             assert content[part.offset : at] == part.content
@@ -187,7 +187,7 @@ def test_archives_that_follow_each_other(padding: int) -> None:
         damaged = bytearray(joined + end)
         damaged[i] ^= 0x81
         found = _recovered(bytes(damaged))
-        came = b"".join(part.content for part in found if isinstance(part, Piece))
+        came = b"".join(part.content for part in found if isinstance(part, Recovered))
         # a payload's end mark may not matter
         assert came == whole or any(isinstance(part, Damage) for part in found)
         if i < first:
@@ -197,12 +197,12 @@ def test_archives_that_follow_each_other(padding: int) -> None:
             assert came.endswith(contents[2][0])
         else:
             assert came.startswith(b"".join(contents[0] + contents[1]))
-        assert all(part.content in whole for part in found if isinstance(part, Piece))
+        assert all(part.content in whole for part in found if isinstance(part, Recovered))
     further = [NOISE[:333], NOISE[333:777]]
     missed = 0
     for i in range(6, len(joined)):  # cut short, and another appended
         found = _recovered(joined[:i] + _archive(further)[0] + end)
-        came = b"".join(part.content for part in found if isinstance(part, Piece))
+        came = b"".join(part.content for part in found if isinstance(part, Recovered))
         missed += not came.endswith(b"".join(further))
     # where a frame lacks as many bytes as a header has, lengths lead on as if nothing had happened
     assert missed < sum(map(len, contents))
@@ -220,8 +220,8 @@ def test_a_damaged_short_archive() -> None:
         except WrongModel:
             assert i == 4
             continue
-        if isinstance(found[0], Piece):  # the last bits of a payload may not matter
-            assert found == [Piece(0, content)]
+        if isinstance(found[0], Recovered):  # the last bits of a payload may not matter
+            assert found == [Recovered(0, content)]
         else:
             assert len(found) == 1
     (damage,) = _recovered(archive[:-1])
@@ -230,7 +230,7 @@ def test_a_damaged_short_archive() -> None:
 
 def test_an_archive_made_to_keep_us_busy() -> None:
     """Everywhere something that looks like a large frame, none of them true."""
-    fields = b"\x00" + container.varint(70_000)
+    fields = b"\x00" + frame_header.varint(70_000)
     hostile = MAGIC + b"\x01\x00\x7f" + fields * 60_000
     began = time.monotonic()
     (damage,) = _recovered(hostile)
@@ -245,13 +245,13 @@ def test_frames_of_a_model() -> None:
     writer.write(content)
     writer.finish()
     archive, options = sink.getvalue(), Options(model=str(TINY))
-    assert all(isinstance(part, Piece) for part in _recovered(archive, options))
+    assert all(isinstance(part, Recovered) for part in _recovered(archive, options))
     rng = random.Random(5)
     for _ in range(12):
         damaged = bytearray(archive)
         damaged[rng.randrange(20, len(archive) - 24)] ^= 1 << rng.randrange(8)
         parts = _recovered(bytes(damaged), options)
-        pieces = [part for part in parts if isinstance(part, Piece)]
+        pieces = [part for part in parts if isinstance(part, Recovered)]
         if pieces == parts:  # the last bits of a payload may not matter
             assert b"".join(piece.content for piece in pieces) == content
             continue

@@ -1,7 +1,7 @@
-"""A folder → one archive of a tar, with an index that finds a member without reading all before it.
+"""A folder → one compressed tar file, with an index by which single members can be extracted.
 
-The index is the tar's last member, so that `tar --use-compress-program=llmzip -x` reads it all the
-same. Members that are alike share frames, and the memory learns from one to the next.
+The index is the last member, so that `tar --use-compress-program=llmzip -x` works as well. Members
+share frames, and the mixing learns from one member to the next.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from llmzip.output import is_special, writing
 
 INDEX = ".llmzip-index.json"
 _BLOCK = tarfile.BLOCKSIZE
-_TAIL = 1 << 16  # bytes at the end that are searched for the index at first
-_INDEX_LIMIT = 1 << 28
+_TAIL_BYTES = 1 << 16  # at the end, searched for the index first
+_TAIL_LIMIT = 1 << 28
 
 
 def write(sink: BinaryIO, folder: Path, options: Options) -> None:
-    """Files, folders and links below `folder`, in the order of their names, with modes and times
-    but without owners. Raises OSError, LlmzipError."""
+    """Compress the files, folders and links in `folder` to `sink`, sorted by name.
+
+    Modes and times are kept, owners are not. Raises OSError, LlmzipError.
+    """
     index: dict[str, int] = {}
     with (
         LlmzipFile(sink, "w", options=options) as content,
         tarfile.TarFile(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for path in _below(folder):
+        for path in _walk(folder):
             if not (path.is_symlink() or path.is_file() or path.is_dir()):
                 continue  # sockets, pipes, devices
             info = tar.gettarinfo(path, path.relative_to(folder).as_posix())
@@ -53,51 +55,59 @@ def write(sink: BinaryIO, folder: Path, options: Options) -> None:
         tar.addfile(info, io.BytesIO(data))
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         yield path
         if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
+            yield from _walk(path)
 
 
 def read_index(content: LlmzipFile) -> dict[str, int] | None:
-    """Name → where its header begins; None if there is no index. Decodes the end alone."""
+    """Member's name → position of its header; None if there is no index.
+
+    Decodes only the end of the content. Raises CorruptArchive.
+    """
     length = content.seek(0, io.SEEK_END)
-    size = _TAIL
+    size = _TAIL_BYTES
     while True:
         start = max(0, length - size) // _BLOCK * _BLOCK
         content.seek(start)
         tail = content.read(length - start)
-        for at in range(len(tail) // _BLOCK * _BLOCK - _BLOCK, -1, -_BLOCK):
-            if tail.startswith(INDEX.encode() + b"\0", at):
-                return _parse(tail[at:])
-        if not start or size > _INDEX_LIMIT:
+        for block in range(len(tail) // _BLOCK * _BLOCK - _BLOCK, -1, -_BLOCK):
+            if tail.startswith(INDEX.encode() + b"\0", block):
+                return _parse_index(tail[block:])
+        if not start or size > _TAIL_LIMIT:
             return None
         size *= 16
 
 
-def _parse(tail: bytes) -> dict[str, int]:
+def _parse_index(tail: bytes) -> dict[str, int]:
     try:
         info = tarfile.TarInfo.frombuf(tail[:_BLOCK], "utf-8", "surrogateescape")
         index = json.loads(tail[_BLOCK : _BLOCK + info.size])
     except (tarfile.HeaderError, ValueError) as error:
-        raise CorruptArchive(f"the index of members is damaged ({error})") from None
+        raise CorruptArchive(f"the index is damaged ({error})") from None
     if not isinstance(index, dict) or not all(isinstance(v, int) for v in index.values()):
-        raise CorruptArchive("the index of members is damaged")
+        raise CorruptArchive("the index is damaged")
     return index
 
 
 def extract(content: LlmzipFile, names: Sequence[str], target: Path) -> None:
-    """Members, and all below those that are folders, to `target`; without names, all. Only the
-    frames that hold them are decoded. Raises LlmzipError for what is not there or not safe."""
+    """Extract members, and all that is in those that are folders, to the folder `target`.
+
+    Without names, all members. Decodes only the frames that hold them. Raises LlmzipError if a
+    member does not exist or is not safe to extract, CorruptArchive, OSError.
+    """
     if not hasattr(tarfile, "data_filter"):
-        raise LlmzipError("this Python is too old to extract safely; newer ones of its line can")
+        raise LlmzipError("this Python cannot extract safely: update to its latest patch release")
     index = read_index(content)
     if index is None:
-        raise LlmzipError("no index of members: tar --use-compress-program=llmzip -x reads it")
-    chosen = [m for m in index if not names or any(_is_below(m, n) for n in names)]
+        raise LlmzipError(
+            "the archive has no index: extract it with tar --use-compress-program=llmzip -x"
+        )
+    chosen = [m for m in index if not names or any(_is_in(m, n) for n in names)]
     for name in names:
-        if not any(_is_below(member, name) for member in index):
+        if not any(_is_in(member, name) for member in index):
             raise LlmzipError(f"no member {name!r}")
     for member in chosen:
         content.seek(index[member])
@@ -105,7 +115,7 @@ def extract(content: LlmzipFile, names: Sequence[str], target: Path) -> None:
             with tarfile.TarFile(fileobj=content) as tar:
                 info = tar.firstmember  # type: ignore[attr-defined]
                 if info is None or info.name != member:
-                    raise CorruptArchive(f"the index of members leads astray at {member!r}")
+                    raise CorruptArchive(f"the index is wrong about {member!r}")
                 _extract(tar, info, target)
         except tarfile.FilterError as error:
             raise LlmzipError(f"not safe to extract: {error}") from None
@@ -131,6 +141,6 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> None:
             os.utime(sink.name, (safe.mtime, safe.mtime))
 
 
-def _is_below(member: str, name: str) -> bool:
+def _is_in(member: str, name: str) -> bool:
     name = os.path.normpath(name)
     return member == name or member.startswith(name + "/")

@@ -16,7 +16,7 @@ from conftest import PROSE, TINY, run
 import llmzip
 from llmzip.archive import container
 from llmzip.archive import frames as frame_module
-from llmzip.io import members
+from llmzip.io import tar
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=2000)
 MODEL = ("--model", TINY)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def archive(folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "x.tar.llmz"
     with path.open("wb") as sink:
-        members.write(sink, folder, OPTIONS)
+        tar.write(sink, folder, OPTIONS)
     return path
 
 
@@ -56,12 +56,12 @@ def test_one_member_decodes_few_frames(
 
     monkeypatch.setattr(frame_module.FrameReader, "content", count)
     with llmzip.open(archive, options=OPTIONS) as file:
-        monkeypatch.setattr(members, "_TAIL", 11_000)  # a tar ends with up to 10 KiB of nothing
-        members.extract(file, ["sub/4.txt"], tmp_path / "out")
+        monkeypatch.setattr(tar, "_TAIL_BYTES", 11_000)  # a tar ends with up to 10 KiB of nothing
+        tar.extract(file, ["sub/4.txt"], tmp_path / "out")
     assert (tmp_path / "out" / "sub" / "4.txt").read_text() == f"4. {PROSE}"
     with archive.open("rb") as source:
         reader, frames = container.Reader(source), 0
-        while reader.hop():
+        while reader.skip_frame():
             frames += 1
     assert len(decoded) <= 10 < 14 < frames  # six of the end, and of the member as few as hold it
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["4.txt"]
@@ -69,7 +69,7 @@ def test_one_member_decodes_few_frames(
 
 def test_all_comes_back(folder: Path, archive: Path, tmp_path: Path) -> None:
     with llmzip.open(archive, options=OPTIONS) as file:
-        members.extract(file, [], tmp_path / "out")
+        tar.extract(file, [], tmp_path / "out")
     found, expected = (
         {
             p.relative_to(root): p.read_bytes()
@@ -86,7 +86,7 @@ def test_all_comes_back(folder: Path, archive: Path, tmp_path: Path) -> None:
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path, archive: Path) -> None:
     sink = io.BytesIO()
-    members.write(sink, folder, OPTIONS)
+    tar.write(sink, folder, OPTIONS)
     assert sink.getvalue() == archive.read_bytes()
 
 
@@ -116,14 +116,14 @@ def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
         info.size = 4
         tar.addfile(info, io.BytesIO(b"evil"))
         index = f'{{"{name}":0}}'.encode()
-        info = tarfile.TarInfo(members.INDEX)
+        info = tarfile.TarInfo(tar.INDEX)
         info.size = len(index)
         tar.addfile(info, io.BytesIO(index))
     path = tmp_path / "deep" / "x.llmz"
     path.parent.mkdir()
     path.write_bytes(llmzip.compress(content.getvalue()))
     with llmzip.open(path) as file, contextlib.suppress(llmzip.LlmzipError):
-        members.extract(file, [], tmp_path / "deep" / "out")
+        tar.extract(file, [], tmp_path / "deep" / "out")
     outside = [p for p in tmp_path.rglob("*evil*") if tmp_path / "deep" / "out" not in p.parents]
     assert outside == []
     assert not Path("/tmp/llmzip-evil").exists()
@@ -133,16 +133,16 @@ def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
 def test_a_false_index_is_refused(index: bytes, tmp_path: Path) -> None:
     content = io.BytesIO()
     with tarfile.TarFile(fileobj=content, mode="w") as tar:
-        info = tarfile.TarInfo(members.INDEX)
+        info = tarfile.TarInfo(tar.INDEX)
         info.size = len(index)
         tar.addfile(info, io.BytesIO(index))
     path = tmp_path / "x.llmz"
     path.write_bytes(llmzip.compress(content.getvalue()))
     with llmzip.open(path) as file, pytest.raises(llmzip.CorruptArchive):
-        members.extract(file, [], tmp_path / "out")
+        tar.extract(file, [], tmp_path / "out")
 
 
 def test_an_archive_without_index(tmp_path: Path) -> None:
     (tmp_path / "x.llmz").write_bytes(llmzip.compress(PROSE.encode()))
     with llmzip.open(tmp_path / "x.llmz") as file, pytest.raises(llmzip.LlmzipError, match="tar"):
-        members.extract(file, [], tmp_path)
+        tar.extract(file, [], tmp_path)

@@ -1,0 +1,50 @@
+"""Arguments of the command line → `llmzip.Options`, and the number of threads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import llmzip
+from llmzip.cli.usage import UsageError
+from llmzip.errors import LlmzipError
+
+if TYPE_CHECKING:
+    from llmzip.archive.options import Options
+
+_NAMES = ("model", "device", "streams", "stream_tokens", "activations", "context", "verify",
+          "mixing", "same_environment", "force", "allow_download")  # fmt: skip
+PRESETS = {"fast": ("nano", 512), "best": ("base", 8192)}  # embedded model, tokens a stream
+
+
+def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Options:
+    """The options that were given; presets count only if `writing`. Raises UsageError."""
+    given = {n: v for n in _NAMES if (v := getattr(arguments, n, None)) is not None}
+    if getattr(arguments, "max_output", None) is not None:
+        given["max_length"] = arguments.max_output
+    preset = getattr(arguments, "preset", None)
+    if writing and preset is not None:
+        from llmzip import models
+
+        model, tokens = PRESETS[preset]
+        given = {"stream_tokens": tokens, **given}
+        if model in models.EMBEDDED:
+            given = {"model": model, **given}
+    try:
+        return llmzip.Options(**given)
+    except LlmzipError as error:
+        raise UsageError(str(error)) from None
+
+
+def set_threads(count: int | None) -> None:
+    """Set the number of threads of torch, whether it is loaded or not. Raises UsageError."""
+    if count is None:
+        return
+    if count < 0:
+        raise UsageError(f"{count} threads; 0 means all cores")
+    count = count or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
