@@ -63,7 +63,9 @@ class Encoder:
         while (number := -(-low >> bits) << bits) >= low + width:
             bits -= 8
         size = WORD_BYTES * len(words) + (_STATE_BITS - _WORD_BITS) // 8
-        return number.to_bytes(size, "big").rstrip(b"\0")
+        payload = number.to_bytes(size, "big").rstrip(b"\0")
+        # a reader that needs more than four words beyond the payload's takes it for damaged
+        return payload.ljust(WORD_BYTES * (flushed - 2), b"\0")
 
 
 class Decoder:

@@ -17,6 +17,7 @@ ORDER = {
     "output": 0,
     "compiled": 1,
     "range_coder": 1,
+    "bit_decoder": 2,
     "tokenizer": 2,
     "exact": 2,
     "models": 3,
@@ -40,8 +41,8 @@ NEIGHBOURS = {
     "exact": set[str](),
     "models": {"exact", "folders", "output", "range_coder"},
     "inference": {"exact", "models"},
-    "mixing": set[str](),
-    "coding": {"inference", "mixing", "range_coder", "tokenizer"},
+    "mixing": {"bit_decoder"},
+    "coding": {"bit_decoder", "inference", "mixing", "range_coder", "tokenizer"},
     "tokenizer": set[str](),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
