@@ -26,7 +26,7 @@ from llmzip import doctor, folders, models
 from llmzip.archive import codecs
 from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
-from llmzip.models import registry, store
+from llmzip.models import model_folder, registry
 
 MEMBER = "llm_tiny/tiny.Q8_0.gguf"
 
