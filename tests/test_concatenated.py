@@ -145,7 +145,7 @@ def test_zeros_after_the_end(path: Path, joined: bytes, zeros: int) -> None:
     done = run("-d", input=padded)
     assert (done.returncode, done.stdout) == (0, WHOLE)
     assert done.stderr.decode() == (
-        f"llmzip: warning: {zeros} zero bytes after the end of the archive are passed over\n"
+        f"llmzip: warning: {zeros} zero bytes after the end of the archive are ignored\n"
     )
     with pytest.warns(llmzip.PaddingWarning), llmzip.open(path) as file:
         assert file.seek(0, io.SEEK_END) == len(WHOLE)

@@ -154,7 +154,7 @@ def test_float_and_int8_products_agree(name: str, folder_of: Callable[[str], Pat
     results = []
     for int8 in (False, True):
         model = ExactTransformer(files.config, files.tensors, int8=int8)
-        results.append(model.whole(IDS, model.new_cache(*IDS.shape), 0))
+        results.append(model.full_forward(IDS, model.new_cache(*IDS.shape), 0))
     assert torch.equal(*results)
 
 
@@ -250,7 +250,7 @@ def test_another_version_of_the_models_code_is_told_apart(
     archive = llmzip.compress(PROSE.encode(), model=folder)
     codecs.codec_cache.clear()
     monkeypatch.setattr(verify, "verify", lambda model: b"else")
-    with pytest.raises(WrongModel, match=r"transformers .* computes .* otherwise"):
+    with pytest.raises(WrongModel, match=r"transformers .* computes .* differently"):
         llmzip.decompress(archive, model=folder)
     codecs.codec_cache.clear()
 
@@ -259,7 +259,7 @@ def test_other_weights_are_refused(folder_of: Callable[[str], Path], tmp_path: P
     archive = llmzip.compress(PROSE.encode(), model=str(folder_of("gpt2")))
     network = build(*FAMILIES["gpt2"])
     save(network, tmp_path)
-    with pytest.raises(WrongModel, match="made with a model of digest"):
+    with pytest.raises(WrongModel, match="written with a model of digest"):
         llmzip.decompress(archive, model=str(tmp_path))
 
 

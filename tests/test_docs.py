@@ -1,8 +1,10 @@
-"""The API reference: pdoc makes it without warnings, and every public name has a docstring."""
+"""Documents: the API reference has no warnings, every public name a docstring, and files that are
+named exist."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +13,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "llmzip"
-DOCUMENTED = ("archive", "cli", "io", "parallel", "tokenizer")
-FILES = [*PACKAGE.glob("*.py"), *(p for name in DOCUMENTED for p in (PACKAGE / name).glob("*.py"))]
+DOCUMENTED = (
+    "archive",
+    "cli",
+    "io",
+    "parallel",
+    "tokenizer",
+    "exact",
+    "models",
+    "inference",
+    "bench",
+    "train",
+)
+FILES = [*PACKAGE.glob("*.py"), *(p for name in DOCUMENTED for p in (PACKAGE / name).rglob("*.py"))]
 
 
 def reference(folder: Path, *modules: str) -> None:
@@ -51,3 +64,24 @@ def test_every_public_name_has_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     assert not list(undocumented(tree))
+
+
+ROOT = PACKAGE.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = "llmzip|scripts|tests|docs|results|examples"
+    paths = re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]*[\w/]", page.read_text())
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_modules_that_readme_lists_exist() -> None:
+    """In the table of the code: names in parentheses, or after a colon."""
+    rows = re.findall(r"^\| `llmzip/(\w+)/` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) > 5
+    for package, text in rows:
+        for name in re.findall(r"`([a-z_0-9]+)/?`", text):
+            path = PACKAGE / package / name
+            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{package}: {name}"

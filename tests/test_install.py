@@ -26,7 +26,7 @@ from llmzip import doctor, folders, models
 from llmzip.archive import codecs
 from llmzip.cli import install, main
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
-from llmzip.models import registry, store
+from llmzip.models import model_folder, registry
 
 MEMBER = "llm_tiny/tiny.Q8_0.gguf"
 
@@ -264,7 +264,7 @@ def test_nothing_is_left_of_what_fails(
         (arguments[3] / "config.json").write_text("{")
         raise error
 
-    monkeypatch.setattr(store, "save", fail)
+    monkeypatch.setattr(model_folder, "save", fail)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else LlmzipError
     with pytest.raises(expected) as caught:
         install.install("tiny", source[1])

@@ -271,7 +271,7 @@ def test_process_substitution(tmp_path: Path, packed: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path, text: Path) -> None:
     done = run(text, "-o", tmp_path / "no" / "x.llmz", *MODEL)
     assert done.returncode == 1
-    assert done.stderr.decode() == f"llmzip: {tmp_path / 'no'}: there is no such folder\n"
+    assert done.stderr.decode() == f"llmzip: {tmp_path / 'no'}: the folder does not exist\n"
     done = run(text, "-f", "-o", tmp_path, *MODEL)
     assert done.returncode == 1
     assert done.stderr.decode() == f"llmzip: {tmp_path}: is a directory\n"

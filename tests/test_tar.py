@@ -111,14 +111,14 @@ def test_at_the_command_line(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil", "/tmp/llmzip-evil", "sub/../../evil"])
 def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
     content = io.BytesIO()
-    with tarfile.TarFile(fileobj=content, mode="w") as tar:
+    with tarfile.TarFile(fileobj=content, mode="w") as writer:
         info = tarfile.TarInfo(name)
         info.size = 4
-        tar.addfile(info, io.BytesIO(b"evil"))
+        writer.addfile(info, io.BytesIO(b"evil"))
         index = f'{{"{name}":0}}'.encode()
         info = tarfile.TarInfo(tar.INDEX)
         info.size = len(index)
-        tar.addfile(info, io.BytesIO(index))
+        writer.addfile(info, io.BytesIO(index))
     path = tmp_path / "deep" / "x.llmz"
     path.parent.mkdir()
     path.write_bytes(llmzip.compress(content.getvalue()))
@@ -132,10 +132,10 @@ def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [b"[1]", b'{"a": "b"}', b"{", b'{"a": 512}'])
 def test_a_false_index_is_refused(index: bytes, tmp_path: Path) -> None:
     content = io.BytesIO()
-    with tarfile.TarFile(fileobj=content, mode="w") as tar:
+    with tarfile.TarFile(fileobj=content, mode="w") as writer:
         info = tarfile.TarInfo(tar.INDEX)
         info.size = len(index)
-        tar.addfile(info, io.BytesIO(index))
+        writer.addfile(info, io.BytesIO(index))
     path = tmp_path / "x.llmz"
     path.write_bytes(llmzip.compress(content.getvalue()))
     with llmzip.open(path) as file, pytest.raises(llmzip.CorruptArchive):

@@ -223,7 +223,7 @@ def read_next_magic(source: BinaryIO) -> bytes:
     zeros = 0
     while start:
         if start.strip(b"\0"):
-            raise CorruptArchive("bytes of another format follow the end of the archive")
+            raise CorruptArchive("unknown bytes follow the end of the archive")
         zeros += len(start)
         start = source.read(_CHUNK)
     warnings.warn(

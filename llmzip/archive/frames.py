@@ -129,7 +129,7 @@ class FrameReader:
         limit = self._options.max_length
         start = self._length if offset is None else offset
         if limit is not None and start + frame.content_length > limit:
-            raise TooLong(f"the archive holds more than the allowed {limit} bytes")
+            raise TooLong(f"the archive holds more than {limit} bytes, the limit")
         if frame.kind == MODEL:
             content = self.prepare(header).decode(frame, self._progress)
         else:

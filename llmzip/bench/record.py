@@ -30,6 +30,7 @@ def provenance(options: Options) -> dict[str, Any]:
     import torch
 
     from llmzip import models
+    from llmzip.inference.base import processor_name
 
     name = options.model or models.DEFAULT
     packages = ("torch", "tokenizers", "constriction", "numpy", "zstandard")
@@ -38,7 +39,7 @@ def provenance(options: Options) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -79,13 +80,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if status else "")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

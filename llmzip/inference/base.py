@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +106,14 @@ def require_window(spec: ModelSpec, window: int, name: str) -> None:
         raise UnsupportedModel(
             f"{name} has a context of {spec.context} tokens, {window} were asked for"
         )
+
+
+def processor_name() -> str:
+    """The name of this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # other systems say it in other ways
+        pass
+    return platform.processor() or platform.machine()

@@ -6,11 +6,9 @@ the same steps in the same shapes, and `environment` lists what else must be the
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from llmzip.errors import InexactDevice, UnsupportedModel
 from llmzip.exact import ModelSpec
 from llmzip.exact.convert.config import load_network, model_spec, parse_config
 from llmzip.exact.quantise import dequantise_tensors
-from llmzip.inference.base import Context, context_for, require_memory
+from llmzip.inference.base import Context, context_for, processor_name, require_memory
 from llmzip.models import ModelFiles
 
 _ATTENTION = "eager"  # every architecture has it
@@ -34,7 +32,7 @@ def environment(device: str) -> dict[str, str]:
     cuda = device != "cpu" and torch.cuda.is_available()
     return {
         "device": device,
-        "processor": torch.cuda.get_device_name() if cuda else _processor(),
+        "processor": torch.cuda.get_device_name() if cuda else processor_name(),
         "instructions": "" if cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "attention": _ATTENTION,
@@ -49,16 +47,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 class FloatPredictor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from accelerate import PartialState
 
 from llmzip import output
 from llmzip.errors import LlmzipError
+from llmzip.inference.base import processor_name
 from llmzip.train import config as configuration
 from llmzip.train import data, evaluate, loop
 
@@ -76,7 +76,7 @@ def train_model(
         "phase": phase,
         "progress": vars(progress),
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor_name(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
