@@ -53,7 +53,9 @@ class RangeEncoder:
         self._words: list[int] = []
         self._lower, self._range = 0, _ALL
 
-    def encode(self, symbols: np.ndarray, family: Categorical | Bernoulli, weights: np.ndarray) -> None:
+    def encode(
+        self, symbols: np.ndarray, family: Categorical | Bernoulli, weights: np.ndarray
+    ) -> None:
         for symbol, bounds in zip(symbols.tolist(), family.bounds(weights), strict=True):
             left, right = int(bounds[symbol]), int(bounds[symbol + 1])
             scale = self._range >> _PRECISION
