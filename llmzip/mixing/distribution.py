@@ -1,6 +1,6 @@
 """The language model's distribution of the next token: sums of frequencies over ranges of ranks.
 
-Frequencies are int32 [n], at least 1, in the order of ranks. They are summed in blocks of 64; the
+Frequencies are int32 [n], at least 1, in the order of ranks. They are summed in blocks of 128; the
 sum before a rank is put together where it is asked for.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from llmzip.compiled import inlined
 from llmzip.mixing.tables import LOG2, LOGIT_LIMIT
 
-_BLOCK_BITS = 6
+_BLOCK_BITS = 7
 BLOCK = 1 << _BLOCK_BITS
 _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
 
@@ -20,19 +20,28 @@ _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
 def sum_blocks(frequencies: np.ndarray, sums: np.ndarray, most: np.ndarray) -> None:
     """Fills sums int64 [blocks + 1], of all before each block, and the largest of each block,
     most int32 [blocks]."""
-    total = np.int64(0)
+    total, whole = np.int64(0), len(frequencies) >> _BLOCK_BITS
     for block in range(len(most)):
+        # the length of a whole block is known to the compiler
+        part = frequencies[block << _BLOCK_BITS : (block + 1) << _BLOCK_BITS]
+        subtotal, most[block] = (
+            _sum_and_most(part, BLOCK) if block < whole else _sum_and_most(part, len(part))
+        )
         sums[block] = total
-        low, high, largest = np.int32(0), np.int32(0), np.int32(0)
-        for i in range(block << _BLOCK_BITS, min(len(frequencies), (block + 1) << _BLOCK_BITS)):
-            frequency = frequencies[i]
-            # in halves, which 32 bits hold, so that the loop is vectorised
-            low = np.int32(low + np.int32(frequency & np.int32(65535)))
-            high = np.int32(high + np.int32(frequency >> np.int32(16)))
-            largest = max(largest, frequency)
-        most[block] = largest
-        total += (np.int64(high) << 16) + low
+        total += subtotal
     sums[len(most)] = total
+
+
+@inlined
+def _sum_and_most(part: np.ndarray, size: int) -> tuple[int, int]:
+    low, high, largest = np.uint32(0), np.uint32(0), np.uint32(0)
+    for i in range(size):
+        # in halves, which 32 bits hold, so that the loop is vectorised
+        frequency = np.uint32(part[i])
+        low = np.uint32(low + np.uint32(frequency & np.uint32(65535)))
+        high = np.uint32(high + np.uint32(frequency >> np.uint32(16)))
+        largest = max(largest, frequency)
+    return (np.int64(high) << 16) + np.int64(low), np.int32(largest)
 
 
 @inlined
