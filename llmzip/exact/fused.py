@@ -25,6 +25,7 @@ from llmzip.exact.llama import Architecture, ExactLlama
 
 _FEW_ROWS = 3  # rows that are multiplied layer_arrays without `matmul`; more are left to torch
 _BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache
+_LANES, _GROUP, _MULTIPLE = matmul.LANES, matmul.GROUP, matmul.MULTIPLE
 _SLACK = 128  # tokens that a sliding cache takes before it moves its window to the front
 
 _FLOOR = np.float32(ops.ACTIVATION_FLOOR)
@@ -43,8 +44,8 @@ _ROUNDER = np.float32(12582912)
 
 
 class Cache:
-    """The KV cache in 8 bits, in the memory order of the products: keys of 16 tokens and values
-    of 4 interleaved (for `matmul`), or else, for numba's loops, D before n."""
+    """The KV cache in 8 bits, in the memory order of the products: keys of L tokens and values of
+    a group interleaved (for `matmul`), or else, for numba's loops, D before n."""
 
     def __init__(self, architecture: Architecture, streams: int, context: int) -> None:
         a = architecture
@@ -62,7 +63,11 @@ class Cache:
         d = self._head_dim
         forms: list[tuple[tuple[int, ...], type]]
         if self._packed:
-            forms = [((capacity // 16, d // 4, 64), np.uint8), ((capacity // 4, d, 4), np.int8)]
+            lanes, group = matmul.LANES, matmul.GROUP
+            forms = [
+                ((capacity // lanes, d // group, lanes * group), matmul.KEY_TYPE),
+                ((capacity // group, d, group), np.int8),
+            ]
         else:
             forms = [((d, capacity), np.int8)] * 2
         forms += [((capacity,), np.float32)] * 2
@@ -79,7 +84,7 @@ class Cache:
             self.arrays = self._allocate(keep + count)
         for i, (target, source) in enumerate(zip(self.arrays, before, strict=True)):
             if self._packed and i < 2:
-                unit = (16, 4)[i]
+                unit = (matmul.LANES, matmul.GROUP)[i]
                 arrays = source[:, :, :, drop // unit : -(-self.length // unit)].copy()
                 target[:, :, :, : arrays.shape[3]] = arrays
             else:
@@ -301,23 +306,6 @@ def _maximum(x: np.ndarray) -> np.float32:
 
 
 @compiled
-def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
-    """Integers up to 65,536 → their two bytes. Returns the index of 65,536, which is split as
-    65,535, or -1. It occurs at most once, as the sum of all is about 65,536."""
-    over = np.int32(0)
-    for j in range(len(p)):
-        value = np.int32(p[j])
-        over |= value >> 16
-        value = min(value, np.int32(65535))
-        high[j], low[j] = np.uint8(value >> 8), np.uint8(value & 255)
-    if over:
-        for j in range(len(p)):
-            if p[j] > np.float32(65535):
-                return j
-    return -1
-
-
-@compiled
 def _quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
     scale: np.float32 = _absmax(x) * _A8
     for i in range(len(x)):
@@ -515,50 +503,43 @@ def _attention_row_by_matmul(
     key_block: int,
     out: np.ndarray,
 ) -> None:
-    """The same, of keys [G, n / 16, D / 4, 64] and values [G, n / 4, D, 4]."""
+    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
     groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
-    n, first = at + 1 - start, start // matmul.MULTIPLE * matmul.MULTIPLE
+    n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
     skipped = start - first  # keys that are read with the others and count for nothing
-    width = (skipped + n + matmul.MULTIPLE - 1) // matmul.MULTIPLE * matmul.MULTIPLE
+    width = (skipped + n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
     q = np.empty(head_dim, dtype=np.int8)
     queries = np.empty((shared, head_dim), dtype=np.int8)
     q_scales = np.empty(shared, dtype=np.float32)
-    p = np.empty(n, dtype=np.float32)
+    p = np.empty((shared, n), dtype=np.float32)
     weights = np.empty(n, dtype=np.int32)
-    limbs = np.zeros((2 * shared, width), dtype=np.uint8)
-    overflow = np.empty(shared, dtype=np.int64)
     for g in range(groups):
         key = y[heads + g]
         _rotate(key, cos, sin)
         hadamard.transform_row(key, key_block)
         steps[g, at] = _quantise(key, q) * score_scale
-        block, offset = keys[g, at // 16], 4 * (at % 16)
-        for d in range(head_dim):
-            block[d // 4, offset + d % 4] = np.uint8(q[d] + np.int16(128))
+        matmul.put_key(keys[g], at, q)
         scales[g, at] = _quantise(y[heads + groups + g], q)
         for d in range(head_dim):
-            values[g, at // 4, d, at % 4] = q[d]
+            values[g, at // _GROUP, d, at % _GROUP] = q[d]
         bound = _maximum(scales[g, start : at + 1])
         for h in range(shared):
             query = y[g * shared + h]
             _rotate(query, cos, sin)
             hadamard.transform_row(query, key_block)
             q_scales[h] = _quantise(query, queries[h])
-        scores = matmul.multiply(queries, keys[g, first // 16 : (first + width) // 16])
+        scores = matmul.multiply(queries, keys[g, first // _LANES : (first + width) // _LANES])
         for h in range(shared):
             for j in range(n):
-                p[j] = np.float32(scores[h, skipped + j])
-            _softmax(p, steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
+                p[h, j] = np.float32(scores[h, skipped + j])
+            _softmax(p[h], steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
                      mantissas, weights)  # fmt: skip
-            overflow[h] = _split_bytes(p, limbs[2 * h, skipped:], limbs[2 * h + 1, skipped:])
-        sums = matmul.weighted_sum(limbs, values[g, first // 4 : (first + width) // 4])
+        sums = matmul.weighted_sum(
+            p, skipped, values[g, first // _GROUP : (first + width) // _GROUP]
+        )
         for h in range(shared):
             for d in range(head_dim):
-                total = np.int32(256) * sums[2 * h, d] + sums[2 * h + 1, d]
-                if overflow[h] >= 0:
-                    j = start + overflow[h]
-                    total += np.int32(values[g, j // 4, d, j % 4])
-                out[g * shared + h, d] = np.float32(total) * (bound * _P_UNIT)
+                out[g * shared + h, d] = np.float32(sums[h, d]) * (bound * _P_UNIT)
 
 
 @compiled
