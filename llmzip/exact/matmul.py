@@ -21,7 +21,7 @@ if byte_products.available():
         weighted_sum,
     )
 else:
-    from llmzip.exact.word_products import (  # type: ignore[assignment]
+    from llmzip.exact.word_products import (
         INSTRUCTION,
         KEY_TYPE,
         multiply,
@@ -46,4 +46,4 @@ def available() -> bool:
 def fits(weight: np.ndarray) -> bool:
     """Whether int8 weights [N, K] can be packed."""
     outputs, inputs = weight.shape
-    return outputs % MULTIPLE == 0 and inputs % GROUP == 0
+    return bool(outputs % MULTIPLE == 0 and inputs % GROUP == 0)

@@ -20,6 +20,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 PAIR = 2  # blocks that are worked on together, each as wide as a register of 32-bit sums
+_LINE = 64  # bytes of a line of the cache
 
 
 class Instruction(NamedTuple):
@@ -55,13 +56,16 @@ def supports(feature: str) -> bool:
     return f"+{feature}" in str(features).split(",")
 
 
-def tile(instruction: Instruction, rows: int, *, signed: bool = True) -> Callable[..., Any]:
+def tile(
+    instruction: Instruction, rows: int, *, signed: bool = True, ahead: bool = False
+) -> Callable[..., Any]:
     """An intrinsic that multiplies `rows` rows by one pair of blocks, with sums in registers.
 
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
     int32; output, its stride. Of bytes, x is signed and the weights are not; or the reverse, if not
-    `signed`.
+    `signed`. If `ahead`, the weights of the next pair are fetched into the cache meanwhile: the
+    processor does not do so by itself across the pages of the memory, in which blocks are as long.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -104,6 +108,12 @@ def tile(instruction: Instruction, rows: int, *, signed: bool = True) -> Callabl
                 sums.append(phi)
         at = builder.add(weights, builder.mul(i, step))
         w = [load_weights(plus(at, size, b)) for b in range(PAIR)]
+        if ahead:
+            per_line = max(1, _LINE // instruction.block_bytes)
+            begins = builder.and_(i, number(per_line - 1))
+            with builder.if_then(builder.icmp_signed("==", begins, number(0))):
+                for b in range(PAIR):
+                    _prefetch(builder, plus(at, size, PAIR + b))
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
@@ -112,9 +122,9 @@ def tile(instruction: Instruction, rows: int, *, signed: bool = True) -> Callabl
                 factors = (w[b], inputs) if signed else (inputs, w[b])  # the second is signed
                 updated.append(multiply_add(sums[r * PAIR + b], *factors))
         next_i = builder.add(i, number(1))
-        i.add_incoming(next_i, loop)
+        i.add_incoming(next_i, builder.block)
         for phi, value in zip(sums, updated, strict=True):
-            phi.add_incoming(value, loop)
+            phi.add_incoming(value, builder.block)
         builder.cbranch(builder.icmp_signed("<", next_i, groups), loop, after)
         builder.position_at_end(after)
         for r in range(rows):
@@ -132,6 +142,15 @@ def tile(instruction: Instruction, rows: int, *, signed: bool = True) -> Callabl
 
     inlined: Callable[..., Any] = intrinsic(typed)
     return inlined
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Fetch a line into the first cache; an address that does not exist does no harm."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+    to_read, to_keep, data = number(0), number(3), number(1)
+    builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
 
 
 def _multiply_add(builder: Any, instruction: Instruction, vector: Any) -> Callable[..., Any]:

@@ -60,6 +60,9 @@ def _cover(words: np.ndarray, w: int, step: int, size: int, groups: int, total: 
         at = w + (n // _LANES) * size
         x, y = words.ctypes.data, total.ctypes.data + 4 * n
         left = rows
+        if left >= _MANY:  # only the first rows wait for the weights
+            _first(x, stride, at, step, size, groups, start, y, pitch)
+            x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
         while left >= _MANY:
             _many(x, stride, at, step, size, groups, start, y, pitch)
             x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
@@ -118,4 +121,5 @@ def _add_rest(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray
                         total[d] = np.int32(total[d] + rest * np.int32(value[d, place]))
 
 
-_one, _two, _three, _four, _many = (tile(VPMADDWD, rows) for rows in (1, 2, 3, 4, _MANY))
+_one, _two, _three, _four, _first = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
+_many = tile(VPMADDWD, _MANY)
