@@ -20,7 +20,7 @@ KEY_TYPE = np.int8
 _LANES, _GROUP, _MULTIPLE = VPMADDWD.lanes, VPMADDWD.group, VPMADDWD.multiple
 _MANY = 6  # rows whose sums fit into 16 registers, beside the weights
 _LARGEST = 32767  # of a word
-_SCAN = 32  # weights of values that are looked through together
+_SCANNED = 64  # weights of values that are looked through together for larger ones
 
 
 def available() -> bool:
@@ -91,34 +91,36 @@ def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
     those `skipped` → int32 [R, D]."""
     (rows, n), (groups, dim, group) = p.shape, values.shape
     words = np.zeros((rows, groups * group), dtype=np.int16)
+    rests = np.zeros((rows, dim), dtype=np.int32)
     for r in range(rows):
-        row, source = words[r, skipped : skipped + n], p[r]
-        for j in range(n):
-            row[j] = np.int16(min(np.int32(source[j]), np.int32(_LARGEST)))
+        source, row = p[r], words[r, skipped : skipped + n]
+        for first in range(0, n, _SCANNED):
+            last, top = min(first + _SCANNED, n), np.int32(0)
+            for j in range(first, last):
+                weight = np.int32(source[j])
+                top = max(top, weight)
+                row[j] = np.int16(min(weight, np.int32(_LARGEST)))
+            if top > _LARGEST:
+                _add_rests(source, first, last, skipped, values, rests[r])
     total = np.empty((rows, dim), dtype=np.int32)
     _cover(words, values.ctypes.data, dim * group, _LANES * group, groups, total)
     for r in range(rows):
-        _add_rest(p[r], skipped, values, total[r])
+        for d in range(dim):
+            total[r, d] += rests[r, d]
     return total
 
 
 @compiled
-def _add_rest(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray) -> None:
-    """Add what was above the largest word. There are three such weights at most, as the sum of all
-    is about 65,536."""
-    bits = p.view(np.int32)  # of positive floats, in the same order
-    limit = np.full(1, _LARGEST, dtype=np.float32).view(np.int32)[0]
-    for first in range(0, len(p), _SCAN):
-        last, top = min(first + _SCAN, len(p)), np.int32(0)
-        for j in range(first, last):
-            top = max(top, bits[j])
-        if top > limit:
-            for j in range(first, last):
-                rest = np.int32(p[j]) - np.int32(_LARGEST)
-                if rest > 0:
-                    value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
-                    for d in range(len(total)):
-                        total[d] = np.int32(total[d] + rest * np.int32(value[d, place]))
+def _add_rests(
+    p: np.ndarray, first: int, last: int, skipped: int, values: np.ndarray, sums: np.ndarray
+) -> None:
+    """Add to sums int32 [D] what weights from `first` to `last` are above the largest word."""
+    for j in range(first, last):
+        rest = np.int32(p[j]) - np.int32(_LARGEST)
+        if rest > 0:
+            value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+            for d in range(len(sums)):
+                sums[d] = np.int32(sums[d] + rest * np.int32(value[d, place]))
 
 
 _one, _two, _three, _four, _first = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
