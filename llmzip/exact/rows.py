@@ -54,6 +54,7 @@ def maximum(x: np.ndarray) -> np.float32:
 
 @compiled
 def quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
+    """x [K] → integers, written to q int8 [K]; returns their scale. See `ops.quantise`."""
     scale: np.float32 = absmax(x) * _A8
     for i in range(len(x)):
         q[i] = np.int8(np.int32(round_even(x[i] / scale)))
@@ -62,6 +63,7 @@ def quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
 
 @compiled
 def norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
+    """x [K] → y [K]. See `ops.rms_norm`."""
     maximum = absmax(x)
     factor = (_ONE / maximum) * _NORM
     total = np.int64(0)
@@ -79,12 +81,14 @@ def norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) 
 def scale(
     total: np.ndarray, row_scale: np.float32, weight_scale: np.ndarray, y: np.ndarray
 ) -> None:
+    """total [N] → y float32 [N], after both scales. See `ops.Linear`."""
     for i in range(len(y)):
         y[i] = np.float32(total[i]) * row_scale * weight_scale[i]
 
 
 @compiled
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
+    """Rotary embedding of x [D] in place, cos and sin [D / 2]. See `ops.apply_rotary`."""
     half = len(cos)
     for i in range(half):
         a, b = x[i], x[half + i]
@@ -107,6 +111,7 @@ def silu_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
 def norm_rows(
     x: np.ndarray, weight: np.ndarray, epsilon: np.float32, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """x [R, K] → its norms as q int8 [R, K] and scales [R], after Hadamard transforms."""
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
     y = np.empty(x.shape[1], dtype=np.float32)
@@ -125,6 +130,7 @@ def activation_rows(
     table: np.ndarray,
     block: int,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """total [R, 2I] → silu(gate) · up as q int8 [R, I] and scales [R]."""
     rows, width = total.shape
     q = np.empty((rows, width // 2), dtype=np.int8)
     scales = np.empty(rows, dtype=np.float32)
@@ -142,6 +148,7 @@ def activation_rows(
 def add_rows(
     x: np.ndarray, total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray
 ) -> None:
+    """Add total [R, N], after its scales, to x [R, N]."""
     y = np.empty(x.shape[1], dtype=np.float32)
     for r in range(len(x)):
         scale(total[r], row_scales[r], weight_scale, y)
@@ -151,6 +158,7 @@ def add_rows(
 
 @compiled
 def final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.ndarray:
+    """x [R, K] → its norms [R, K]."""
     y = np.empty_like(x)
     for r in range(len(x)):
         norm(x[r], weight, epsilon, y[r])
@@ -159,6 +167,7 @@ def final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.nda
 
 @compiled
 def quantise_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """x [R, K] → q int8 [R, K] and scales [R], after Hadamard transforms."""
     q = np.empty(x.shape, dtype=np.int8)
     scales = np.empty(len(x), dtype=np.float32)
     y = np.empty(x.shape[1], dtype=np.float32)
@@ -172,6 +181,7 @@ def quantise_rows(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def scale_rows(total: np.ndarray, row_scales: np.ndarray, weight_scale: np.ndarray) -> np.ndarray:
+    """total [R, N] → float32 [R, N], after both scales."""
     y = np.empty(total.shape, dtype=np.float32)
     for r in range(len(total)):
         scale(total[r], row_scales[r], weight_scale, y[r])
