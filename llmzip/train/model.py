@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
+from llmzip.errors import LlmzipError
+from llmzip.train import losses
 from llmzip.train.config import Config
 
-_POSITIONS = 32768  # sliding attention: positions are only bounded by the restart of windows
+POSITIONS = 32768  # sliding attention: positions are only bounded by the restart of windows
 _QUERIES = 128  # that attend together on CPUs
-_ROWS = {"cpu": 128}  # of logits that are computed together: they stay in the cache of a core
-_ROWS_ELSEWHERE = 8192
 
 
 def banded_attention(
@@ -123,63 +130,34 @@ class _Banded(torch.autograd.Function):
 AttentionInterface.register("llmzip_banded", banded_attention)
 
 
-class _NextTokenLoss(torch.autograd.Function):
-    """hidden [N, D], weight [V, D], labels [N] → mean nats a token, never all logits at once.
-
-    Its gradients are computed with it. With bfloat16 products, the gradient of the label's own
-    logit is minus the mass of all the others, so that it does not vanish as that comes near 0.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        kind = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            kind = torch.get_autocast_dtype(hidden.device.type)
-        x, w = hidden.to(kind), weight.to(kind)
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
-        total = torch.zeros((), device=x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            rows = _ROWS.get(x.device.type, _ROWS_ELSEWHERE)
-            for start in range(0, len(x), rows):
-                part = slice(start, start + rows)
-                label = labels[part, None]
-                p = (x[part] @ w.T).softmax(-1)
-                own = p.gather(1, label).float()[:, 0]
-                p.scatter_(1, label, 0.0)
-                others = p.sum(1, dtype=torch.float32)
-                nats = torch.where(others < 0.5, -torch.log1p(-others), -own.clamp_min(1e-30).log())
-                total += nats.sum()
-                p.scatter_(1, label, -others[:, None].to(kind))
-                dx[part] = p @ w
-                dw += p.T @ x[part]
-        ctx.save_for_backward(dx, dw)
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = ctx.saved_tensors
-        share = gradients[0] / len(dx)
-        return dx.float() * share, dw * share, None
-
-
 class Trainee(nn.Module):
     """A causal language model as what is minimised: ids [B, T] → mean nats a predicted token."""
 
-    def __init__(self, network: PreTrainedModel) -> None:
+    def __init__(self, network: PreTrainedModel, distill_weight: float = 0.5) -> None:
+        """`distill_weight`: the share of the teacher's loss where there are targets of one."""
         super().__init__()
         self.network = network
+        self.distill_weight = distill_weight
         self.quantised = False
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 [B, T] → the loss, a scalar."""
-        hidden = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 [B, T] → (hidden states [B, T, D], weight of the head [V, D])."""
+        hidden: Tensor = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
         weight: Tensor = self.network.lm_head.weight
         if self.quantised:
             hidden, weight = _rounded(hidden, -1), _rounded(weight, 1)
-        loss: Tensor = _NextTokenLoss.apply(  # type: ignore[no-untyped-call]
-            hidden[:, :-1].flatten(0, 1), weight, ids[:, 1:].flatten()
-        )
-        return loss
+        return hidden, weight
+
+    def forward(self, ids: Tensor, targets: losses.Targets | None = None) -> tuple[Tensor, Tensor]:
+        """ids int64 [B, T], targets [B, T, K] of the tokens after each → (what is minimised, mean
+        nats a token), scalars; the same without targets."""
+        hidden, weight = self.hidden(ids)
+        hidden, labels = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        if targets is None:
+            loss = losses.next_token(hidden, weight, labels)
+            return loss, loss.detach()
+        told = losses.Targets(*(part[:, :-1].flatten(0, 1) for part in targets))
+        return losses.distilled(hidden, weight, labels, told, self.distill_weight)
 
     def quantise(self) -> None:
         """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
@@ -204,7 +182,7 @@ def build(config: Config) -> MistralForCausalLM:
             num_key_value_heads=config.kv_heads,
             head_dim=config.hidden_size // config.heads,
             sliding_window=config.window,
-            max_position_embeddings=_POSITIONS,
+            max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
             rms_norm_eps=1e-6,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
@@ -222,6 +200,28 @@ def build(config: Config) -> MistralForCausalLM:
                 deviation /= math.sqrt(2 * config.layers)
             nn.init.normal_(parameter, std=deviation)
     return model
+
+
+def from_weights(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A float32 network with these weights; `config` is the content of a Llama's or Mistral's
+    config.json. Raises LlmzipError for weights that do not fit it."""
+    sliding = config["model_type"] == "mistral" and config.get("sliding_window") is not None
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = AutoConfig.for_model(config["model_type"], **settings)
+    parsed.use_cache = False
+    make: Any = AutoModelForCausalLM.from_config
+    network: PreTrainedModel = make(
+        parsed, dtype=torch.float32, attn_implementation="llmzip_banded" if sliding else "sdpa"
+    )
+    given = {name: tensor.float() for name, tensor in weights.items()}
+    try:
+        missing, unexpected = network.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise LlmzipError(f"weights and config do not fit together: {error}") from None
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise LlmzipError("weights and config do not fit together: other names")
+    network.tie_weights()
+    return network
 
 
 def _rounded(x: Tensor, dim: int) -> Tensor:

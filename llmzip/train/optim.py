@@ -85,11 +85,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimisers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """[Muon of the matrices inside, AdamW of embeddings and norms]."""
+    """[Muon of the matrices inside, AdamW of embeddings, norms and a head of its own]."""
     inside: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (inside if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+        within = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (inside if within else others).append(parameter)
     return [
         Muon(inside, config.matrix_rate),
         torch.optim.AdamW(others, config.other_rate, betas=(0.9, 0.98), weight_decay=0.0),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 
-from llmzip import output
+from llmzip import models, output
 from llmzip.errors import LlmzipError
 from llmzip.inference.base import processor_name
 from llmzip.train import config as configuration
-from llmzip.train import data, evaluate, loop
+from llmzip.train import data, evaluate, loop, prune
+from llmzip.train.config import Config
+from llmzip.train.teacher import Teacher
 
 
 def train_model(
@@ -31,6 +35,10 @@ def train_model(
     start: Path | None = None,
     tokenizer: Path | None = None,
     keep: Path | None = None,
+    prune_from: str | None = None,
+    keep_layers: list[int] | None = None,
+    distill_from: str | None = None,
+    distill_weight: float | None = None,
 ) -> None:
     """Train a model on a folder of texts: one command from a corpus to a model and its report.
 
@@ -39,10 +47,17 @@ def train_model(
     format. `dev`: a folder of texts to evaluate on. `results` (WORK): the folder for report.json
     and loss.jsonl. `phase`, `resume`: as in `loop.train`. `start`: a checkpoint to begin with, if
     `work` has none. `tokenizer`: a tokenizer.json to use. `keep`: where to write the weights before
-    the decay, in float16. Several processes of `accelerate launch` train together. Raises
-    LlmzipError.
+    the decay, in float16. `prune_from` and those after it replace the configuration's. Several
+    processes of `accelerate launch` train together. Raises LlmzipError.
     """
     settings = configuration.load(config)
+    given: dict[str, Any] = {
+        "prune_from": prune_from,
+        "keep_layers": keep_layers,
+        "distill_from": distill_from,
+        "distill_weight": distill_weight,
+    }
+    settings = replace(settings, **{n: value for n, value in given.items() if value is not None})
     if not corpus.is_dir() and not (work / "bytes.txt").exists():
         raise LlmzipError(f"{corpus} is no folder")
     processes = PartialState(cpu=not torch.cuda.is_available())
@@ -55,6 +70,11 @@ def train_model(
         shutil.copyfile(start, checkpoint)
     processes.wait_for_everyone()
     results, out = results or work, out or work / "export"
+    network, settings = _start(settings, work)
+    teacher = None
+    if settings.distill_from:
+        tokens = (work / "tokenizer.json").read_bytes()
+        teacher = Teacher(settings.distill_from, tokens, settings.vocab_size, settings.sequence)
     network, progress = loop.train(
         settings,
         work,
@@ -62,6 +82,8 @@ def train_model(
         phase=phase,
         resume=resume or start is not None,
         log=results / "loss.jsonl",
+        network=network,
+        teacher=teacher,
     )
     if not processes.is_main_process:
         return
@@ -87,6 +109,16 @@ def train_model(
         report["dev"] = {path.name: evaluate.bits_per_byte(out, path) for path in texts}
     results.mkdir(parents=True, exist_ok=True)
     output.write(results / "report.json", json.dumps(report, indent=1) + "\n")
+
+
+def _start(settings: Config, work: Path) -> tuple[PreTrainedModel | None, Config]:
+    """The pruned network, if there is one to start from, and the configuration with its shape."""
+    if not settings.prune_from:
+        return None, settings
+    tokenizer = (work / "tokenizer.json").read_bytes()
+    files = models.load(settings.prune_from)
+    files = prune.prune(files, settings.keep_layers, tokenizer, settings.window)
+    return prune.network_of(files), prune.shaped(settings, files)
 
 
 def export(network: Any, work: Path, out: Path) -> None:
