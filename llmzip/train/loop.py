@@ -69,14 +69,16 @@ def train(
         cpu=not cuda, mixed_precision="bf16" if optim.fast_bfloat16(cuda) else "no"
     )
     network = model.build(config) if network is None else network
+    # fused optimisers want their parameters where they stay
+    network.to(accelerator.device)
     optimisers = optim.optimisers(network, config)
     progress = Progress()
     checkpoint = work / "checkpoint.safetensors"
     if resume and checkpoint.exists():
         progress = _load(checkpoint, network, optimisers)
-    if config.compile:
-        network.base_model.compile()
     trainee = model.Trainee(network, config.distill_weight)
+    if config.compile and cuda:
+        trainee.compile_layers()
     prepared, *optimisers = accelerator.prepare(trainee, *optimisers)
     if teacher is not None:
         teacher.to(accelerator.device)

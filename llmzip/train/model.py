@@ -51,31 +51,38 @@ def banded_attention(
             query.flatten(0, 1) * scaling, key, value, window
         )
         return out.view(batch, heads, length, dim).transpose(1, 2), None
-    blocks, groups = length // window, key.shape[1]
-    q = query.view(batch, heads, blocks, window, dim).transpose(1, 2)
+    return _attention_by_blocks(query, key, value, window, scaling), None
+
+
+def _attention_by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None
+) -> Tensor:
+    """For devices on which torch's own attention is fast. Shapes as in `banded_attention`.
+
+    The first block sees itself alone, all others the block before, too, by one mask: fewer keys
+    and a smaller mask than with an empty block before the first.
+    """
+    batch, heads, length, dim = query.shape
+    key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    attend = nn.functional.scaled_dot_product_attention
+    q, k, v = (x[:, :, :window] for x in (query, key, value))
+    out = attend(q, k, v, is_causal=True, scale=scaling).transpose(1, 2)
+    count = length // window - 1
+    if not count:
+        return out
 
     def pairs(x: Tensor) -> Tensor:
-        """Each block of keys with the one before it: [B, blocks, H, 2W, D]."""
-        x = x.repeat_interleave(heads // groups, 1)
-        current = x.view(batch, heads, blocks, window, dim)
-        before = nn.functional.pad(current, (0, 0, 0, 0, 1, 0))[:, :, :-1]
-        return torch.cat([before, current], 3).transpose(1, 2)
+        """Each block but the first with the one before it: [B · count, H, 2W, D]."""
+        blocks = x.view(batch, heads, count + 1, window, dim).transpose(1, 2)
+        return torch.cat([blocks[:, :-1], blocks[:, 1:]], 3).flatten(0, 1)
 
     i = torch.arange(window, device=query.device)[:, None]
     j = torch.arange(2 * window, device=query.device)
     visible = (j > i) & (j <= i + window)  # as many as the window, the token itself included
-    first = visible & (j >= window)
-    mask = torch.stack([first, *[visible] * (blocks - 1)])[None, :, None]
-    mask = mask.expand(batch, -1, -1, -1, -1)
-    out = nn.functional.scaled_dot_product_attention(
-        q.flatten(0, 1),
-        pairs(key).flatten(0, 1),
-        pairs(value).flatten(0, 1),
-        mask.flatten(0, 1),
-        scale=scaling,
-    )
-    out = out.view(batch, blocks, heads, window, dim).transpose(2, 3)
-    return out.reshape(batch, length, heads, dim), None
+    later = query[:, :, window:].view(batch, heads, count, window, dim).transpose(1, 2)
+    rest = attend(later.flatten(0, 1), pairs(key), pairs(value), attn_mask=visible, scale=scaling)
+    rest = rest.view(batch, count, heads, window, dim).transpose(2, 3)
+    return torch.cat([out, rest.reshape(batch, -1, heads, dim)], 1)
 
 
 class _Banded(torch.autograd.Function):
@@ -139,6 +146,17 @@ class Trainee(nn.Module):
         self.network = network
         self.distill_weight = distill_weight
         self.quantised = False
+        self.compiled = False
+
+    def compile_layers(self) -> None:
+        """Compile each layer by itself, for GPUs: all layers have the same code, so the time that
+        this takes does not grow with their number as that of a whole model."""
+        # one limit counts all layers, which share their code, in training and in evaluation
+        torch._dynamo.config.cache_size_limit = 64
+        self.compiled = True
+        layers: Any = self.network.base_model.layers
+        for layer in layers:
+            layer.compile(dynamic=False)
 
     def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids int64 [B, T] → (hidden states [B, T, D], weight of the head [V, D])."""
@@ -163,6 +181,8 @@ class Trainee(nn.Module):
         """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
         self.quantised = True
         quantise_linears(self.network.base_model)
+        if self.compiled:  # what was compiled does not know the new functions
+            torch.compiler.reset()
 
 
 def build(config: Config) -> MistralForCausalLM:
