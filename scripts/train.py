@@ -125,7 +125,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--phase", choices=loop.PHASES, default="all")
     sub.add_argument("--resume", action="store_true", help="continue from WORK's checkpoint")
     sub.add_argument("--start", type=Path, help="a checkpoint to begin with, if WORK has none")
-    sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json, instead of a new one")
+    sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json, instead of the "
+                     "teacher's or a new one")  # fmt: skip
     sub.add_argument("--keep", type=Path, help="where to write the weights before the decay")
     sub.add_argument("--prune-from", metavar="MODEL", help="a checkpoint of the Llama family to "
                      "begin with; its shape takes the place of the configuration's")  # fmt: skip

@@ -95,12 +95,11 @@ def test_a_pruned_model_is_trained_and_used(text: Path, tmp_path: Path) -> None:
 def test_the_commands_options(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A given tokenizer, layers, a teacher: a folder whose tokenizer is that one."""
-    (tmp_path / "tokenizer.json").write_bytes(models.load(str(TINY)).tokenizer_json)
+    """Layers and a teacher: a folder with its tokenizer."""
     words = ["train", str(text), "-o", str(tmp_path / "new"), "--minutes", "0.001"]
-    words += ["--tokenizer", str(tmp_path / "tokenizer.json"), "--window", "32"]
+    words += ["--window", "32"]
     assert main(words) == 2
-    assert "--tokenizer goes with --prune-from" in capsys.readouterr().err
+    assert "--window goes with --prune-from" in capsys.readouterr().err
     words += ["--prune-from", str(TINY), "--layers", "1"]
     words += ["--distill-from", str(TINY), "--distill-weight", "0.7"]
     assert main(words) == 0
@@ -116,13 +115,11 @@ def test_a_configuration_can_name_checkpoint_and_teacher(tmp_path: Path) -> None
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "en.txt").write_text(TEXT)
-    (tmp_path / "tokenizer.json").write_bytes(models.load(str(TINY)).tokenizer_json)
     config = tmp_path / "c.toml"
     lines = ["window = 16", "sequence = 32", f'prune_from = "{TINY}"', "keep_layers = [0, 1]"]
     lines += [f'distill_from = "{TINY}"', "distill_weight = 0.3", "[mix]", "en = 1"]
     config.write_text("\n".join(lines))
-    tokenizer = tmp_path / "tokenizer.json"
-    run.train_model(config, corpus, tmp_path / "w", 0.5, tokenizer=tokenizer, keep_layers=[1])
+    run.train_model(config, corpus, tmp_path / "w", 0.5, keep_layers=[1])
     report = json.loads((tmp_path / "w" / "report.json").read_text())["config"]
     assert (report["layers"], report["keep_layers"]) == (1, [1])
     assert (report["distill_from"], report["distill_weight"]) == (str(TINY), 0.3)

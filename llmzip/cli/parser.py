@@ -182,7 +182,7 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("--layers", type=numbers, metavar="N,N", help="layers to keep of it, such as "
                      "0,1,3 (default: all)")  # fmt: skip
     sub.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use with "
-                     "--prune-from (default: a new one, trained on the texts)")  # fmt: skip
+                     "--prune-from (default: the teacher's, or a new one)")  # fmt: skip
     sub.add_argument("--vocabulary", type=int, metavar="N", help="tokens of the new tokenizer "
                      "(default: 8192)")  # fmt: skip
     sub.add_argument("--window", type=int, metavar="N", help="tokens of sliding attention after "

@@ -49,9 +49,10 @@ class Method:
     """How `train` makes the new model, if not by fine-tuning alone.
 
     `prune_from`: a checkpoint of the Llama family to begin with, of which the layers `keep_layers`
-    stay (all, if there are none), with the tokenizer of the file `tokenizer`, or a new one of
-    `vocabulary` tokens, and a sliding window of `window` tokens. `distill_from`: a model with the
-    same tokenizer, whose predictions are learned with the share `distill_weight`.
+    stay (all, if there are none), with the tokenizer of the file `tokenizer`, else that of the
+    teacher, else a new one of `vocabulary` tokens, and a sliding window of `window` tokens.
+    `distill_from`: a teacher with the same tokenizer, whose predictions are learned with the share
+    `distill_weight`.
     """
 
     prune_from: str = ""
@@ -166,6 +167,8 @@ def _config(name: str, sequence: int, method: Method) -> Config:
 def _pruned(files: models.ModelFiles, method: Method, texts: list[bytes]) -> models.ModelFiles:
     if method.tokenizer is not None:
         tokenizer = method.tokenizer.read_bytes()
+    elif method.distill_from:
+        tokenizer = models.load(method.distill_from).tokenizer_json
     else:
         documents = [text.decode("utf-8", "ignore") for text in texts]
         settings = Config(name="", mix={"texts": 1.0}, vocab_size=method.vocabulary)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from llmzip import models, output
@@ -46,9 +47,10 @@ def train_model(
     tokenise and pack the texts, and stop. `out` (WORK/export): the model's folder in Hugging Face
     format. `dev`: a folder of texts to evaluate on. `results` (WORK): the folder for report.json
     and loss.jsonl. `phase`, `resume`: as in `loop.train`. `start`: a checkpoint to begin with, if
-    `work` has none. `tokenizer`: a tokenizer.json to use. `keep`: where to write the weights before
-    the decay, in float16. `prune_from` and those after it replace the configuration's. Several
-    processes of `accelerate launch` train together. Raises LlmzipError.
+    `work` has none. `tokenizer`: a tokenizer.json to use, by default the teacher's or a new one.
+    `keep`: where to write the weights before the decay, in float16. `prune_from` and those after
+    it replace the configuration's. Several processes of `accelerate launch` train together. Raises
+    LlmzipError.
     """
     settings = configuration.load(config)
     given: dict[str, Any] = {
@@ -62,7 +64,7 @@ def train_model(
         raise LlmzipError(f"{corpus} is no folder")
     processes = PartialState(cpu=not torch.cuda.is_available())
     with processes.main_process_first():
-        data.prepare(corpus, work, settings, tokenizer)
+        settings = _prepare(settings, corpus, work, tokenizer)
     if budget is None:
         return
     checkpoint = work / "checkpoint.safetensors"
@@ -70,11 +72,7 @@ def train_model(
         shutil.copyfile(start, checkpoint)
     processes.wait_for_everyone()
     results, out = results or work, out or work / "export"
-    network, settings = _start(settings, work)
-    teacher = None
-    if settings.distill_from:
-        tokens = (work / "tokenizer.json").read_bytes()
-        teacher = Teacher(settings.distill_from, tokens, settings.vocab_size, settings.sequence)
+    network, settings, teacher = _start(settings, work)
     network, progress = loop.train(
         settings,
         work,
@@ -111,14 +109,32 @@ def train_model(
     output.write(results / "report.json", json.dumps(report, indent=1) + "\n")
 
 
-def _start(settings: Config, work: Path) -> tuple[PreTrainedModel | None, Config]:
-    """The pruned network, if there is one to start from, and the configuration with its shape."""
-    if not settings.prune_from:
-        return None, settings
+def _prepare(settings: Config, corpus: Path, work: Path, tokenizer: Path | None) -> Config:
+    """Pack the texts; the configuration with the vocabulary of a tokenizer that was given, or that
+    of the teacher."""
+    if settings.distill_from and tokenizer is None:
+        tokenizer = work / "teacher.json"
+        work.mkdir(parents=True, exist_ok=True)
+        output.write(tokenizer, models.load(settings.distill_from).tokenizer_json)
+    data.prepare(corpus, work, settings, tokenizer)
+    if tokenizer is None:
+        return settings
+    size = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()
+    return replace(settings, vocab_size=size)
+
+
+def _start(settings: Config, work: Path) -> tuple[PreTrainedModel | None, Config, Teacher | None]:
+    """The pruned network, if there is one to start from, the configuration with its shape, and the
+    teacher, if there is one."""
     tokenizer = (work / "tokenizer.json").read_bytes()
-    files = models.load(settings.prune_from)
-    files = prune.prune(files, settings.keep_layers, tokenizer, settings.window)
-    return prune.network_of(files), prune.shaped(settings, files)
+    network = teacher = None
+    if settings.prune_from:
+        files = models.load(settings.prune_from)
+        files = prune.prune(files, settings.keep_layers, tokenizer, settings.window)
+        network, settings = prune.network_of(files), prune.shaped(settings, files)
+    if settings.distill_from:
+        teacher = Teacher(settings.distill_from, tokenizer, settings.vocab_size, settings.sequence)
+    return network, settings, teacher
 
 
 def export(network: Any, work: Path, out: Path) -> None:

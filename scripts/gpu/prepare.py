@@ -144,9 +144,9 @@ def read_mix(path: Path) -> Mix:
 
 
 def held_out(texts: Path, out: Path, *, size: int) -> None:
-    """Pack the beginning of each text of a folder; names without suffix are the categories."""
+    """Pack the beginning of each .txt file of a folder; names without suffix are the categories."""
     out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(texts.iterdir()):
+    for path in sorted(texts.glob("*.txt")):
         text = path.read_bytes()[:size].replace(b"\0", b"")
         blocks.write(out, f"{path.stem}-0", [text.decode("utf-8", "ignore").encode()])
 

@@ -114,7 +114,10 @@ def begin(given: argparse.Namespace) -> Session:
     held_out = {
         category: tokenised(tokenizer, found, bos)
         for category, found in blocks.read_all([given.held_out])
+        if found
     }
+    if not held_out:
+        raise LlmzipError(f"{given.held_out} has no held-out texts")
     network = model.from_weights(settings, weights).to(given.device)
     cuda = given.device == "cuda"
     if cuda:
@@ -156,26 +159,29 @@ def autocast(session: Session) -> torch.autocast:
 
 def evaluate(session: Session) -> dict[str, float]:
     """Bits per byte of each held-out text, in windows that begin with BOS."""
-    config, result = session.config, {}
-    bos = int(session.settings["bos_token_id"])
-    for category, text in session.held_out.items():
+    config = session.config
+    bos, room = int(session.settings["bos_token_id"]), config.sequence - 1
+    counts = {category: len(text.tokens) - 1 for category, text in session.held_out.items()}
+    parts = []
+    for text in session.held_out.values():
         ids = text.tokens[1:].long()
-        room = config.sequence - 1
-        rows = -(-len(ids) // room)
-        rows += -rows % config.batch  # whole batches, as compiled code is made for these
-        padded = torch.nn.functional.pad(ids, (0, rows * room - len(ids)), value=bos)
-        windows = torch.nn.functional.pad(padded.view(rows, room), (1, 0), value=bos)
-        nats = []
-        for batch in torch.split(windows.to(session.given.device), config.batch):
-            # gradients stay on, so that the compiled code of training serves
-            with autocast(session):
-                hidden, weight = session.trainee.hidden(batch)
-                labels = batch[:, 1:].flatten()
-                found = losses.token_nats(hidden[:, :-1].flatten(0, 1), weight, labels)
-            nats.append(found.detach())
-        total = float(torch.cat(nats)[: len(ids)].sum())
-        result[category] = round(total / math.log(2) / max(1, text.size), 4)
-    return result
+        parts.append(torch.nn.functional.pad(ids, (0, -len(ids) % room), value=bos).view(-1, room))
+    windows = torch.nn.functional.pad(torch.cat(parts), (1, 0), value=bos)
+    # whole batches, as compiled code is made for these
+    windows = torch.nn.functional.pad(windows, (0, 0, 0, -len(windows) % config.batch), value=bos)
+    nats = []
+    for batch in torch.split(windows.to(session.given.device), config.batch):
+        # gradients stay on, so that the compiled code of training serves
+        with autocast(session):
+            hidden, weight = session.trainee.hidden(batch)
+            labels = batch[:, 1:].flatten()
+            nats.append(losses.token_nats(hidden[:, :-1].flatten(0, 1), weight, labels).cpu())
+    sizes = [part.numel() for part in parts]
+    by_part = torch.split(torch.cat(nats)[: sum(sizes)], sizes)
+    return {
+        category: round(float(found[: counts[category]].sum()) / math.log(2) / text.size, 4)
+        for (category, text), found in zip(session.held_out.items(), by_part, strict=True)
+    }
 
 
 def report(session: Session, finish: bool) -> float:
@@ -207,9 +213,11 @@ def train(session: Session) -> None:
     budget = max(0.0, given.seconds - (begun - STARTED) - reserve)
     logged, rate = step, 0.0
     for ids in batches(session):
-        spent = (time.time() - begun) / budget if budget else 1.0
-        if spent >= 1:
+        passed = time.time() - begun
+        a_step = passed / max(1, step - first_step)
+        if passed + a_step >= budget:
             break
+        spent = passed / budget
         if spent >= 1 - given.finish and not trainee.quantised:
             trainee.quantise()
             session.log(event="finish", step=step)
