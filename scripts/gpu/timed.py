@@ -36,6 +36,7 @@ from llmzip.train.config import Config  # noqa: E402
 
 BATCH_OF_DOCUMENTS = 2048  # that are tokenised together
 LOG_STEPS = 25
+WARM_STEPS = 3
 
 
 @dataclass
@@ -205,6 +206,12 @@ def train(session: Session) -> None:
     given, config, trainee, progress = (
         session.given, session.config, session.trainee, session.progress,
     )  # fmt: skip
+    source = batches(session)
+    if config.compile:  # before anything is timed
+        with autocast(session):
+            loss, _ = trainee(next(source))
+        loss.backward()
+        trainee.zero_grad(set_to_none=True)
     reserve = 1.5 * (report(session, False) + session.save()) + 0.5
     nats_to_bits = len(session.text.tokens) / session.text.size / math.log(2)
     total = torch.zeros((), device=given.device)
@@ -212,16 +219,19 @@ def train(session: Session) -> None:
     begun = logged_at = saved = time.time()
     budget = max(0.0, given.seconds - (begun - STARTED) - reserve)
     logged, rate = step, 0.0
-    for ids in batches(session):
-        passed = time.time() - begun
-        a_step = passed / max(1, step - first_step)
+    warm = 0.0  # seconds of the first steps, which take longer where code is compiled
+    for ids in source:
+        passed, steps = time.time() - begun, step - first_step
+        if steps == WARM_STEPS:
+            warm = passed
+        a_step = (passed - warm) / (steps - WARM_STEPS) if steps > WARM_STEPS else 0.0
         if passed + a_step >= budget:
             break
         spent = passed / budget
         if spent >= 1 - given.finish and not trainee.quantised:
             trainee.quantise()
             session.log(event="finish", step=step)
-        rate = min(1.0, (step - first_step + 1) / config.warmup_steps)
+        rate = min(1.0, (steps + 1) / config.warmup_steps)
         rate *= 1 if spent < 1 - given.decay else (1 - spent) / given.decay
         optim.set_rates(session.optimisers, config, rate)
         with autocast(session):
