@@ -146,14 +146,12 @@ class Trainee(nn.Module):
         self.network = network
         self.distill_weight = distill_weight
         self.quantised = False
-        self.compiled = False
 
     def compile_layers(self) -> None:
         """Compile each layer by itself, for GPUs: all layers have the same code, so the time that
         this takes does not grow with their number as that of a whole model."""
         # one limit counts all layers, which share their code, in training and in evaluation
         torch._dynamo.config.cache_size_limit = 64
-        self.compiled = True
         layers: Any = self.network.base_model.layers
         for layer in layers:
             layer.compile(dynamic=False)
@@ -177,12 +175,11 @@ class Trainee(nn.Module):
         told = losses.Targets(*(part[:, :-1].flatten(0, 1) for part in targets))
         return losses.distilled(hidden, weight, labels, told, self.distill_weight)
 
-    def quantise(self) -> None:
-        """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
-        self.quantised = True
-        quantise_linears(self.network.base_model)
-        if self.compiled:  # what was compiled does not know the new functions
-            torch.compiler.reset()
+    def quantise(self, on: bool = True) -> None:
+        """From now on train as exact inference computes: int8 weights a row, 8-bit activations; or
+        without, again. Compiled code of both forms is kept."""
+        self.quantised = on
+        quantise_linears(self.network.base_model, on)
 
 
 def build(config: Config) -> MistralForCausalLM:
@@ -250,12 +247,14 @@ def _rounded(x: Tensor, dim: int) -> Tensor:
     return x + ((x / scale).round() * scale - x).detach()
 
 
-def quantise_linears(model: nn.Module) -> None:
-    """Weights to int8 a row and inputs to 8 bits, with gradients as if they were not."""
-
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+class _RoundedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(_rounded(x, -1), _rounded(self.weight, 1), self.bias)
 
+
+def quantise_linears(model: nn.Module, on: bool = True) -> None:
+    """Weights to int8 a row and inputs to 8 bits, with gradients as if they were not; or not."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = forward.__get__(module)  # type: ignore[method-assign]
+            # compiled code depends on the class, so that each form gets its own
+            module.__class__ = _RoundedLinear if on else nn.Linear

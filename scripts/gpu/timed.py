@@ -207,11 +207,13 @@ def train(session: Session) -> None:
         session.given, session.config, session.trainee, session.progress,
     )  # fmt: skip
     source = batches(session)
-    if config.compile:  # before anything is timed
-        with autocast(session):
-            loss, _ = trainee(next(source))
-        loss.backward()
-        trainee.zero_grad(set_to_none=True)
+    if config.compile:  # both forms, before anything is timed
+        for quantised in (True, False):
+            trainee.quantise(quantised)
+            with autocast(session):
+                loss, _ = trainee(next(source))
+            loss.backward()
+            trainee.zero_grad(set_to_none=True)
     reserve = 1.5 * (report(session, False) + session.save()) + 0.5
     nats_to_bits = len(session.text.tokens) / session.text.size / math.log(2)
     total = torch.zeros((), device=given.device)
