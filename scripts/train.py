@@ -23,6 +23,7 @@ from tqdm import tqdm
 import llmzip
 from llmzip import inference, models
 from llmzip.bench import write_report
+from llmzip.cli import options
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.doctor import probe
 from llmzip.errors import LlmzipError
@@ -124,8 +125,17 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--phase", choices=loop.PHASES, default="all")
     sub.add_argument("--resume", action="store_true", help="continue from WORK's checkpoint")
     sub.add_argument("--start", type=Path, help="a checkpoint to begin with, if WORK has none")
-    sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json, instead of a new one")
+    sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json, instead of the "
+                     "teacher's or a new one")  # fmt: skip
     sub.add_argument("--keep", type=Path, help="where to write the weights before the decay")
+    sub.add_argument("--prune-from", metavar="MODEL", help="a checkpoint of the Llama family to "
+                     "begin with; its shape takes the place of the configuration's")  # fmt: skip
+    sub.add_argument("--layers", dest="keep_layers", type=options.numbers, metavar="0,1,3",
+                     help="the layers to keep of it (default: all)")  # fmt: skip
+    sub.add_argument("--distill-from", metavar="MODEL", help="a model with the same tokenizer to "
+                     "learn from")  # fmt: skip
+    sub.add_argument("--distill-weight", type=float, metavar="W", help="share of what is learned "
+                     "from that model (default: the configuration's)")  # fmt: skip
 
     sub = command("embed", embed)
     sub.add_argument("checkpoint", help="a folder in Hugging Face format")

@@ -18,9 +18,10 @@ from conftest import TINY as TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmzip
-from llmzip import models
+from llmzip import inference, models
 from llmzip.errors import LlmzipError
 from llmzip.exact.llama import Architecture
+from llmzip.models.store import save_int8
 from llmzip.train import config as configuration
 from llmzip.train import data, domain, loop, model, optim, run
 from llmzip.train.config import Config
@@ -116,7 +117,7 @@ def test_what_is_minimised_is_the_loss_of_transformers(work: Path, bfloat16: boo
             parameter.add_(torch.randn_like(parameter) * 0.05)
     ids = torch.from_numpy(data.batches(work, TINY, 0, 0, 1))
     with torch.autocast("cpu", enabled=bfloat16):
-        loss = trainee(ids)
+        loss, _ = trainee(ids)
     loss.backward()
     found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
@@ -194,6 +195,24 @@ def test_the_finish_trains_what_exact_inference_computes(work: Path) -> None:
         rounded = network(ids).logits
     difference = (plain - rounded).pow(2).mean().sqrt() / plain.std()
     assert 0 < float(difference) < 0.1
+
+
+def test_the_exported_model_has_the_loss_that_was_trained(work: Path) -> None:
+    """After a quantised finish, exact inference with 8-bit activations computes what it trained."""
+    network, _ = loop.train(TINY, work, 1, phase="all", max_steps=40)
+    run.export(network, work, work / "floats")
+    save_int8(str(work / "floats"), work / "int8")
+    files = models.load(str(work / "int8"))
+    rows = torch.from_numpy(data.batches(work, TINY, 50, 0, 1)[:, :31].copy())
+    trainee = model.Trainee(network)
+    assert not trainee.quantised  # but its layers are, since the finish
+    trainee.quantised = True
+    with torch.no_grad():
+        _, trained = trainee(torch.nn.functional.pad(rows, (1, 0), value=files.bos))
+    predictor = inference.build(files, activations="a8", context=inference.default_context(files))
+    logits = torch.cat(list(predictor.run(*rows.shape).score(rows)))
+    exported = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows.T.flatten())
+    assert exported.item() == pytest.approx(trained.item(), rel=1e-3)
 
 
 def test_the_whole_way(corpus: Path, tmp_path: Path) -> None:

@@ -48,3 +48,11 @@ def set_threads(count: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
+
+
+def numbers(text: str) -> list[int]:
+    """ "0,1,3" → [0, 1, 3]. Raises argparse.ArgumentTypeError."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 0,1,3") from None

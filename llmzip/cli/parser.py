@@ -14,6 +14,7 @@ from typing import Any
 
 from llmzip import __version__
 from llmzip.cli import corpus, damage, files, inspection, model_store, show, tools, topics
+from llmzip.cli.options import numbers
 from llmzip.cli.usage import UsageError
 
 _SUMMARY = """\
@@ -176,6 +177,20 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("--from", dest="base", metavar="M", help="model to start from "
                      "(default: the embedded one)")  # fmt: skip
     sub.add_argument("--minutes", type=float, default=10, metavar="N", help="training time")
+    sub.add_argument("--prune-from", metavar="M", help="begin with layers of M, a model of the "
+                     "Llama family, and another tokenizer")  # fmt: skip
+    sub.add_argument("--layers", type=numbers, metavar="N,N", help="layers to keep of it, such as "
+                     "0,1,3 (default: all)")  # fmt: skip
+    sub.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use with "
+                     "--prune-from (default: the teacher's, or a new one)")  # fmt: skip
+    sub.add_argument("--vocabulary", type=int, metavar="N", help="tokens of the new tokenizer "
+                     "(default: 8192)")  # fmt: skip
+    sub.add_argument("--window", type=int, metavar="N", help="tokens of sliding attention after "
+                     "pruning (default: 512)")  # fmt: skip
+    sub.add_argument("--distill-from", metavar="M", help="also learn from the predictions of M, "
+                     "which needs the same tokenizer")  # fmt: skip
+    sub.add_argument("--distill-weight", type=float, metavar="W", help="share of what is learned "
+                     "from them, 0 to 1 (default: 0.5)")  # fmt: skip
 
     sub = command("completion", tools.completion, "print a completion script for a shell")
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))

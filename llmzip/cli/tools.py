@@ -82,7 +82,7 @@ def unpack(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The command `train`. Raises LlmzipError, OSError."""
+    """The command `train`. Raises LlmzipError, OSError, UsageError."""
     from llmzip import models
     from llmzip.train import domain
 
@@ -90,8 +90,23 @@ def train(arguments: argparse.Namespace) -> None:
         path.stat()
         if not path.is_dir():
             require_regular(str(path), "")
-    base = arguments.base or models.DEFAULT
-    report = domain.train(arguments.texts, arguments.output, base, 60 * arguments.minutes)
+    if arguments.prune_from is None:
+        for name in ("layers", "tokenizer", "vocabulary", "window"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} goes with --prune-from")
+    elif arguments.base is not None:
+        raise UsageError("--from and --prune-from exclude each other")
+    names = {"layers": "keep_layers"}
+    options = ("prune_from", "layers", "tokenizer", "vocabulary", "window", "distill_from",
+               "distill_weight")  # fmt: skip
+    given = {names.get(o, o): getattr(arguments, o) for o in options}
+    report = domain.train(
+        arguments.texts,
+        arguments.output,
+        arguments.base or models.DEFAULT,
+        60 * arguments.minutes,
+        domain.Method(**{name: value for name, value in given.items() if value is not None}),
+    )
     print(json.dumps(report, indent=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,14 @@ class Config:
     warmup_steps: int = 50
     decay_share: float = 0.3  # of the time budget, at its end
     seed: int = 1
-    compile: bool = False  # torch.compile, for GPUs
+    compile: bool = False  # torch.compile of each layer, on GPUs only
+
+    prune_from: str = (
+        ""  # a checkpoint of the Llama family that gives the shape, but the vocabulary
+    )
+    keep_layers: Sequence[int] = ()  # of that checkpoint; () keeps all
+    distill_from: str = ""  # a model with the same tokenizer, whose predictions are learned, too
+    distill_weight: float = 0.5  # of what is minimised, the teacher's share
 
     def __post_init__(self) -> None:
         if self.sequence % self.window:
@@ -48,6 +56,8 @@ class Config:
             )
         if not any(self.mix.values()) or min(self.mix.values()) < 0:
             raise LlmzipError("the mix has no category with a positive share")
+        if not 0 <= self.distill_weight <= 1:
+            raise LlmzipError(f"distill_weight {self.distill_weight} is not between 0 and 1")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for a report."""
@@ -59,14 +69,7 @@ def load(path: Path) -> Config:
 
     Raises LlmzipError for a file that is no configuration.
     """
-    try:
-        tomllib = importlib.import_module("tomllib")
-    except ModuleNotFoundError:
-        raise LlmzipError("reading a configuration needs Python 3.11 or newer") from None
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LlmzipError(f"{path} cannot be read: {error}") from None
+    content = read_toml(path)
     known = {field.name for field in fields(Config)}
     if unknown := set(content) - known:
         raise LlmzipError(f"{path} has unknown settings: {', '.join(sorted(unknown))}")
@@ -74,3 +77,16 @@ def load(path: Path) -> Config:
         return Config(**{"name": path.stem, **content})
     except TypeError as error:
         raise LlmzipError(f"{path}: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises LlmzipError."""
+    try:
+        tomllib = importlib.import_module("tomllib")
+    except ModuleNotFoundError:
+        raise LlmzipError("reading a configuration needs Python 3.11 or newer") from None
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LlmzipError(f"{path} cannot be read: {error}") from None
+    return content

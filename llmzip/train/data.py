@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,11 @@ def batches(work: Path, config: Config, step: int, rank: int, ranks: int) -> np.
     first = (step * ranks + rank) * config.batch
     rows = []
     for i in range(first, first + config.batch):
-        order = np.random.default_rng([config.seed, i // count]).permutation(count)
-        start = int(order[i % count]) * config.sequence
+        start = int(_order(config.seed, i // count, count)[i % count]) * config.sequence
         rows.append(tokens[start : start + config.sequence].astype(np.int64))
     return np.stack(rows)
+
+
+@lru_cache(maxsize=2)  # a batch may span two epochs
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)

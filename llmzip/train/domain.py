@@ -1,4 +1,4 @@
-"""A user's texts + a model → the model fine-tuned on them: `llmzip train`.
+"""A user's texts + a model → a model trained on them: `llmzip train`.
 
 Every twentieth piece of the texts is held out, and tells what the training was good for.
 """
@@ -6,22 +6,22 @@ Every twentieth piece of the texts is held out, and tells what the training was 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmzip import models
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import ROTATED_KEY, Architecture
-from llmzip.exact.quantise import dequantise_tensors
+from llmzip.exact.llama import Architecture
 from llmzip.models.store import save_int8
 from llmzip.tokenizer import Tokens
-from llmzip.train import evaluate, loop, run
+from llmzip.train import data, evaluate, loop, prune, run
 from llmzip.train.config import Config
+from llmzip.train.teacher import Teacher
 
 _PIECE = 1 << 15  # bytes of text that are trained on, or held out, together
 _HELD_OUT = 20  # one piece of so many
@@ -44,70 +44,80 @@ def pieces(paths: list[Path]) -> Iterator[bytes]:
                 yield piece
 
 
-def network_of(files: models.ModelFiles) -> PreTrainedModel:
-    """A float32 model of transformers with the weights of `files`, int8 ones made floats.
+@dataclass(frozen=True)
+class Method:
+    """How `train` makes the new model, if not by fine-tuning alone.
 
-    Raises LlmzipError for weights that do not fit the config.
+    `prune_from`: a checkpoint of the Llama family to begin with, of which the layers `keep_layers`
+    stay (all, if there are none), with the tokenizer of the file `tokenizer`, else that of the
+    teacher, else a new one of `vocabulary` tokens, and a sliding window of `window` tokens.
+    `distill_from`: a teacher with the same tokenizer, whose predictions are learned with the share
+    `distill_weight`.
     """
-    architecture = Architecture.from_config(files.config)
-    attention = "llmzip_banded" if architecture.window else "sdpa"
-    left_out = ("model_type", ROTATED_KEY)
-    settings = {key: value for key, value in files.config.items() if key not in left_out}
-    config = AutoConfig.for_model(files.config["model_type"], **settings)
-    config.use_cache = False
-    from_config: Any = AutoModelForCausalLM.from_config
-    network: PreTrainedModel = from_config(config, attn_implementation=attention)
-    weights = {n: t.float() for n, t in dequantise_tensors(files.config, files.tensors).items()}
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise LlmzipError(f"the weights of {files.name} do not fit its config")
-    network.tie_weights()
-    return network
+
+    prune_from: str = ""
+    keep_layers: Sequence[int] = ()
+    tokenizer: Path | None = None
+    vocabulary: int = 8192
+    window: int = 512
+    distill_from: str = ""
+    distill_weight: float = 0.5
+
+
+FINE_TUNING = Method()
 
 
 def train(
-    paths: list[Path], out: Path, base: str, budget: float, max_steps: int | None = None
+    paths: list[Path],
+    out: Path,
+    base: str,
+    budget: float,
+    method: Method = FINE_TUNING,
+    *,
+    max_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune for `budget` seconds and write the folder `out`, int8; returns the report.
+    """Train for `budget` seconds and write the folder `out`, int8; returns the report.
 
-    The held-out pieces' bits per byte, before and after, are of exact inference with a8. Raises
-    LlmzipError for too little text, or a model that cannot be fine-tuned.
+    `base` is fine-tuned, unless `method` names a checkpoint to prune. The held-out pieces' bits per
+    byte, before and after, are of exact inference with a8. Raises LlmzipError for too little text,
+    or a model that cannot be trained.
     """
-    files = models.load(base)
+    train_pieces, held_out = _divided(paths)
+    size = sum(map(len, train_pieces))
+    files = models.load(method.prune_from or base)
+    if method.prune_from:
+        files = _pruned(files, method, train_pieces)
     architecture = Architecture.from_config(files.config)
     sequence = architecture.window or min(architecture.context, _LONGEST_SEQUENCE)
     tokens = Tokens(files.tokenizer_json, architecture.vocab_size)
     if tokens.size != architecture.vocab_size:
         raise LlmzipError(f"{base} has no token for some bytes, so it cannot be fine-tuned")
-    kept, held_out, size = [], bytearray(), 0
-    for i, piece in enumerate(pieces(paths)):
-        if i % _HELD_OUT == 0:
-            held_out += piece
-        else:
-            kept.append(np.concatenate([[files.bos], tokens.encode(piece)]).astype(np.uint32))
-            size += len(piece)
-    if sum(map(len, kept)) < 4 * sequence:
+    packed = [np.array([files.bos, *tokens.encode(piece)], np.uint32) for piece in train_pieces]
+    if sum(map(len, packed)) < 4 * sequence:
         raise LlmzipError(f"{size} bytes of text are too little to train on")
-    config = Config(
-        name=out.name,
-        mix={"texts": 1.0},
-        window=sequence,
-        sequence=sequence,
-        batch=8,
-        matrix_rate=0.002,
-        other_rate=0.001,
-        warmup_steps=10,
-    )
+    config = _config(out.name, sequence, method)
+    teacher = None
+    if method.distill_from:
+        teacher = Teacher(
+            method.distill_from, files.tokenizer_json, architecture.vocab_size, sequence
+        )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        np.save(work / "tokens.npy", np.concatenate(kept))
+        np.save(work / "tokens.npy", np.concatenate(packed))
         (work / "bytes.txt").write_text(f"{size}\n")
         (work / "tokenizer.json").write_bytes(files.tokenizer_json)
         (work / "held-out").write_bytes(held_out)
         before = evaluate.exact_bits_per_byte(files, work / "held-out")
         network, progress = loop.train(
-            config, work, budget, phase="decay", network=network_of(files), max_steps=max_steps
+            config,
+            work,
+            budget,
+            # a model that fits already is trained for int8 from the first step
+            phase="all" if method.prune_from else "decay",
+            network=prune.network_of(files),
+            teacher=teacher,
+            max_steps=max_steps,
         )
         run.export(network, work, work / "floats")
         # trained for 8-bit inference, which `--model` chooses for weights in this form
@@ -115,7 +125,7 @@ def train(
         after = evaluate.exact_bits_per_byte(models.load(str(out)), work / "held-out")
     torch.set_flush_denormal(False)
     return {
-        "base": base,
+        "base": method.prune_from or base,
         "model": str(out),
         "bytes": size,
         "held_out_bytes": len(held_out),
@@ -124,3 +134,43 @@ def train(
         "bits_per_byte_before": before,
         "bits_per_byte_after": after,
     }
+
+
+def _divided(paths: list[Path]) -> tuple[list[bytes], bytes]:
+    """The pieces to train on, and the held-out ones in one text. Raises OSError."""
+    kept, held_out = [], bytearray()
+    for i, piece in enumerate(pieces(paths)):
+        if i % _HELD_OUT == 0:
+            held_out += piece
+        else:
+            kept.append(piece)
+    return kept, bytes(held_out)
+
+
+def _config(name: str, sequence: int, method: Method) -> Config:
+    """What differs from training a model from the start: lower rates, short sequences."""
+    config = Config(
+        name=name,
+        mix={"texts": 1.0},
+        window=sequence,
+        sequence=sequence,
+        batch=8,
+        matrix_rate=0.002,
+        other_rate=0.001,
+        warmup_steps=10,
+        distill_weight=method.distill_weight,
+    )
+    # pruned layers are farther from where they will end than a whole model
+    return replace(config, other_rate=0.002, decay_share=0.5) if method.prune_from else config
+
+
+def _pruned(files: models.ModelFiles, method: Method, texts: list[bytes]) -> models.ModelFiles:
+    if method.tokenizer is not None:
+        tokenizer = method.tokenizer.read_bytes()
+    elif method.distill_from:
+        tokenizer = models.load(method.distill_from).tokenizer_json
+    else:
+        documents = [text.decode("utf-8", "ignore") for text in texts]
+        settings = Config(name="", mix={"texts": 1.0}, vocab_size=method.vocabulary)
+        tokenizer = data.train_tokenizer(documents, settings).to_str().encode()
+    return prune.prune(files, method.keep_layers, tokenizer, method.window)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from llmzip import output
 from llmzip.train import data, model, optim
 from llmzip.train.config import Config
+from llmzip.train.teacher import Teacher
 
 _SAVE_SECONDS = 300
 _LOG_STEPS = 25
@@ -49,14 +50,17 @@ def train(
     resume: bool = False,
     log: Path | None = None,
     network: PreTrainedModel | None = None,
+    teacher: Teacher | None = None,
     max_steps: int | None = None,
 ) -> tuple[PreTrainedModel, Progress]:
     """Train for `budget` seconds (of this call) on what `data.prepare` left in `work`.
 
     `stable` holds the rate, `decay` lets it fall to nothing with quantisation switched on, `all`
     does one after the other, in the shares that the config gives. Checkpoints and the loss curve
-    go to `work` (or `log`). `network` is trained on instead of a fresh one. `max_steps` replaces
-    the budget, for runs that must not depend on speed. Raises LlmzipError for too few tokens.
+    go to `work` (or `log`). `network` is trained on instead of a fresh one. With a `teacher`, its
+    predictions are learned, too; the loss that is logged stays that of the texts. `max_steps`
+    replaces the budget, for runs that must not depend on speed. Raises LlmzipError for too few
+    tokens.
     """
     torch.set_flush_denormal(True)
     cuda = torch.cuda.is_available()
@@ -65,15 +69,19 @@ def train(
         cpu=not cuda, mixed_precision="bf16" if optim.fast_bfloat16(cuda) else "no"
     )
     network = model.build(config) if network is None else network
+    # fused optimisers want their parameters where they stay
+    network.to(accelerator.device)
     optimisers = optim.optimisers(network, config)
     progress = Progress()
     checkpoint = work / "checkpoint.safetensors"
     if resume and checkpoint.exists():
         progress = _load(checkpoint, network, optimisers)
-    if config.compile:
-        network.base_model.compile()
-    trainee = model.Trainee(network)
+    trainee = model.Trainee(network, config.distill_weight)
+    if config.compile and cuda:
+        trainee.compile_layers()
     prepared, *optimisers = accelerator.prepare(trainee, *optimisers)
+    if teacher is not None:
+        teacher.to(accelerator.device)
     nats_to_bits = _bits_per_byte(work)
     decay_from = {"stable": 1.0, "decay": 0.0, "all": 1 - config.decay_share}[phase]
     first_step, saved, start = progress.step, time.time(), time.time()
@@ -108,8 +116,8 @@ def train(
         )
         ids = torch.from_numpy(rows).to(accelerator.device)
         with accelerator.autocast():
-            loss = prepared(ids)
-        total += loss.detach()
+            loss, nats = prepared(ids, None if teacher is None else teacher(ids))
+        total += nats
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
         for optimiser in optimisers:

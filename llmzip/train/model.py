@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
+from llmzip.errors import LlmzipError
+from llmzip.train import losses
 from llmzip.train.config import Config
 
-_POSITIONS = 32768  # sliding attention: positions are only bounded by the restart of windows
+POSITIONS = 32768  # sliding attention: positions are only bounded by the restart of windows
 _QUERIES = 128  # that attend together on CPUs
-_ROWS = {"cpu": 128}  # of logits that are computed together: they stay in the cache of a core
-_ROWS_ELSEWHERE = 8192
 
 
 def banded_attention(
@@ -44,31 +51,38 @@ def banded_attention(
             query.flatten(0, 1) * scaling, key, value, window
         )
         return out.view(batch, heads, length, dim).transpose(1, 2), None
-    blocks, groups = length // window, key.shape[1]
-    q = query.view(batch, heads, blocks, window, dim).transpose(1, 2)
+    return _attention_by_blocks(query, key, value, window, scaling), None
+
+
+def _attention_by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None
+) -> Tensor:
+    """For devices on which torch's own attention is fast. Shapes as in `banded_attention`.
+
+    The first block sees itself alone, all others the block before, too, by one mask: fewer keys
+    and a smaller mask than with an empty block before the first.
+    """
+    batch, heads, length, dim = query.shape
+    key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    attend = nn.functional.scaled_dot_product_attention
+    q, k, v = (x[:, :, :window] for x in (query, key, value))
+    out = attend(q, k, v, is_causal=True, scale=scaling).transpose(1, 2)
+    count = length // window - 1
+    if not count:
+        return out
 
     def pairs(x: Tensor) -> Tensor:
-        """Each block of keys with the one before it: [B, blocks, H, 2W, D]."""
-        x = x.repeat_interleave(heads // groups, 1)
-        current = x.view(batch, heads, blocks, window, dim)
-        before = nn.functional.pad(current, (0, 0, 0, 0, 1, 0))[:, :, :-1]
-        return torch.cat([before, current], 3).transpose(1, 2)
+        """Each block but the first with the one before it: [B · count, H, 2W, D]."""
+        blocks = x.view(batch, heads, count + 1, window, dim).transpose(1, 2)
+        return torch.cat([blocks[:, :-1], blocks[:, 1:]], 3).flatten(0, 1)
 
     i = torch.arange(window, device=query.device)[:, None]
     j = torch.arange(2 * window, device=query.device)
     visible = (j > i) & (j <= i + window)  # as many as the window, the token itself included
-    first = visible & (j >= window)
-    mask = torch.stack([first, *[visible] * (blocks - 1)])[None, :, None]
-    mask = mask.expand(batch, -1, -1, -1, -1)
-    out = nn.functional.scaled_dot_product_attention(
-        q.flatten(0, 1),
-        pairs(key).flatten(0, 1),
-        pairs(value).flatten(0, 1),
-        mask.flatten(0, 1),
-        scale=scaling,
-    )
-    out = out.view(batch, blocks, heads, window, dim).transpose(2, 3)
-    return out.reshape(batch, length, heads, dim), None
+    later = query[:, :, window:].view(batch, heads, count, window, dim).transpose(1, 2)
+    rest = attend(later.flatten(0, 1), pairs(key), pairs(value), attn_mask=visible, scale=scaling)
+    rest = rest.view(batch, count, heads, window, dim).transpose(2, 3)
+    return torch.cat([out, rest.reshape(batch, -1, heads, dim)], 1)
 
 
 class _Banded(torch.autograd.Function):
@@ -123,68 +137,49 @@ class _Banded(torch.autograd.Function):
 AttentionInterface.register("llmzip_banded", banded_attention)
 
 
-class _NextTokenLoss(torch.autograd.Function):
-    """hidden [N, D], weight [V, D], labels [N] → mean nats a token, never all logits at once.
-
-    Its gradients are computed with it. With bfloat16 products, the gradient of the label's own
-    logit is minus the mass of all the others, so that it does not vanish as that comes near 0.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        kind = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            kind = torch.get_autocast_dtype(hidden.device.type)
-        x, w = hidden.to(kind), weight.to(kind)
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
-        total = torch.zeros((), device=x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            rows = _ROWS.get(x.device.type, _ROWS_ELSEWHERE)
-            for start in range(0, len(x), rows):
-                part = slice(start, start + rows)
-                label = labels[part, None]
-                p = (x[part] @ w.T).softmax(-1)
-                own = p.gather(1, label).float()[:, 0]
-                p.scatter_(1, label, 0.0)
-                others = p.sum(1, dtype=torch.float32)
-                nats = torch.where(others < 0.5, -torch.log1p(-others), -own.clamp_min(1e-30).log())
-                total += nats.sum()
-                p.scatter_(1, label, -others[:, None].to(kind))
-                dx[part] = p @ w
-                dw += p.T @ x[part]
-        ctx.save_for_backward(dx, dw)
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = ctx.saved_tensors
-        share = gradients[0] / len(dx)
-        return dx.float() * share, dw * share, None
-
-
 class Trainee(nn.Module):
     """A causal language model as what is minimised: ids [B, T] → mean nats a predicted token."""
 
-    def __init__(self, network: PreTrainedModel) -> None:
+    def __init__(self, network: PreTrainedModel, distill_weight: float = 0.5) -> None:
+        """`distill_weight`: the share of the teacher's loss where there are targets of one."""
         super().__init__()
         self.network = network
+        self.distill_weight = distill_weight
         self.quantised = False
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 [B, T] → the loss, a scalar."""
-        hidden = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    def compile_layers(self) -> None:
+        """Compile each layer by itself, for GPUs: all layers have the same code, so the time that
+        this takes does not grow with their number as that of a whole model."""
+        # one limit counts all layers, which share their code, in training and in evaluation
+        torch._dynamo.config.cache_size_limit = 64
+        layers: Any = self.network.base_model.layers
+        for layer in layers:
+            layer.compile(dynamic=False)
+
+    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 [B, T] → (hidden states [B, T, D], weight of the head [V, D])."""
+        hidden: Tensor = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
         weight: Tensor = self.network.lm_head.weight
         if self.quantised:
             hidden, weight = _rounded(hidden, -1), _rounded(weight, 1)
-        loss: Tensor = _NextTokenLoss.apply(  # type: ignore[no-untyped-call]
-            hidden[:, :-1].flatten(0, 1), weight, ids[:, 1:].flatten()
-        )
-        return loss
+        return hidden, weight
 
-    def quantise(self) -> None:
-        """From now on train as exact inference computes: int8 weights a row, 8-bit activations."""
-        self.quantised = True
-        quantise_linears(self.network.base_model)
+    def forward(self, ids: Tensor, targets: losses.Targets | None = None) -> tuple[Tensor, Tensor]:
+        """ids int64 [B, T], targets [B, T, K] of the tokens after each → (what is minimised, mean
+        nats a token), scalars; the same without targets."""
+        hidden, weight = self.hidden(ids)
+        hidden, labels = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        if targets is None:
+            loss = losses.next_token(hidden, weight, labels)
+            return loss, loss.detach()
+        told = losses.Targets(*(part[:, :-1].flatten(0, 1) for part in targets))
+        return losses.distilled(hidden, weight, labels, told, self.distill_weight)
+
+    def quantise(self, on: bool = True) -> None:
+        """From now on train as exact inference computes: int8 weights a row, 8-bit activations; or
+        without, again. Compiled code of both forms is kept."""
+        self.quantised = on
+        quantise_linears(self.network.base_model, on)
 
 
 def build(config: Config) -> MistralForCausalLM:
@@ -204,7 +199,7 @@ def build(config: Config) -> MistralForCausalLM:
             num_key_value_heads=config.kv_heads,
             head_dim=config.hidden_size // config.heads,
             sliding_window=config.window,
-            max_position_embeddings=_POSITIONS,
+            max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
             rms_norm_eps=1e-6,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
@@ -224,18 +219,42 @@ def build(config: Config) -> MistralForCausalLM:
     return model
 
 
+def from_weights(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A float32 network with these weights; `config` is the content of a Llama's or Mistral's
+    config.json. Raises LlmzipError for weights that do not fit it."""
+    sliding = config["model_type"] == "mistral" and config.get("sliding_window") is not None
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = AutoConfig.for_model(config["model_type"], **settings)
+    parsed.use_cache = False
+    make: Any = AutoModelForCausalLM.from_config
+    network: PreTrainedModel = make(
+        parsed, dtype=torch.float32, attn_implementation="llmzip_banded" if sliding else "sdpa"
+    )
+    given = {name: tensor.float() for name, tensor in weights.items()}
+    try:
+        missing, unexpected = network.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise LlmzipError(f"weights and config do not fit together: {error}") from None
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise LlmzipError("weights and config do not fit together: other names")
+    network.tie_weights()
+    return network
+
+
 def _rounded(x: Tensor, dim: int) -> Tensor:
     """x on a grid of 127 steps to its maximum along `dim`; the gradient passes unchanged."""
     scale = x.detach().abs().amax(dim, keepdim=True).clamp_min(1e-12) / 127
     return x + ((x / scale).round() * scale - x).detach()
 
 
-def quantise_linears(model: nn.Module) -> None:
-    """Weights to int8 a row and inputs to 8 bits, with gradients as if they were not."""
-
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+class _RoundedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(_rounded(x, -1), _rounded(self.weight, 1), self.bias)
 
+
+def quantise_linears(model: nn.Module, on: bool = True) -> None:
+    """Weights to int8 a row and inputs to 8 bits, with gradients as if they were not; or not."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = forward.__get__(module)  # type: ignore[method-assign]
+            # compiled code depends on the class, so that each form gets its own
+            module.__class__ = _RoundedLinear if on else nn.Linear

@@ -56,8 +56,14 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.02,
+        *,
+        compiled: bool = False,
     ) -> None:
+        """`compiled`: by torch.compile, for GPUs."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": weight_decay})
+        self._orthogonalise = (
+            torch.compile(orthogonalise, dynamic=False) if compiled else orthogonalise
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -69,30 +75,33 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in shapes.items():
-                directions = []
+                gradients = [p.grad for p in parameters if p.grad is not None]
                 for parameter in parameters:
-                    state = self.state[parameter]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    assert parameter.grad is not None
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-                updates = orthogonalise(torch.stack(directions))
+                    if "momentum" not in self.state[parameter]:
+                        self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+                directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+                updates = self._orthogonalise(torch.stack(directions))
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["decay"])
-                    parameter.sub_(update, alpha=rate)
+                values: list[Tensor] = list(parameters)
+                torch._foreach_mul_(values, 1 - group["lr"] * group["decay"])
+                torch._foreach_add_(values, list(updates.unbind()), alpha=-rate)
 
 
 def optimisers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """[Muon of the matrices inside, AdamW of embeddings and norms]."""
+    """[Muon of the matrices inside, AdamW of embeddings, norms and a head of its own]."""
     inside: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (inside if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+        within = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (inside if within else others).append(parameter)
+    cuda = others[0].is_cuda
     return [
-        Muon(inside, config.matrix_rate),
-        torch.optim.AdamW(others, config.other_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(inside, config.matrix_rate, compiled=cuda and config.compile),
+        torch.optim.AdamW(
+            others, config.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=cuda or None
+        ),
     ]
 
 
