@@ -45,7 +45,7 @@ def _coded(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Bits, probabilities, and the length in bytes; `pieces` tokens a call or all at once."""
     length = int(VOCABULARY.tokens.lengths[ranks].sum())
-    encoder = TokenEncoder(VOCABULARY, streams, length, mixing=mixing)
+    encoder = TokenEncoder(VOCABULARY, state.new_state(streams, length), mixing=mixing)
     step = len(ranks) if pieces == 1 else streams
     made = [
         encoder.code(frequencies[i : i + step], 0, streams, ranks[i : i + step])
@@ -107,7 +107,8 @@ def test_what_is_coded_is_decoded(chosen: list[int], streams: int, seed: int, mi
     bits, probabilities, length = _coded(frequencies, ranks, streams, mixing=mixing)
     encoder = Encoder()
     encoder.put_bits(bits, probabilities)
-    decoder = TokenDecoder(VOCABULARY, streams, length, encoder.payload(), mixing=mixing)
+    start = state.new_state(streams, length)
+    decoder = TokenDecoder(VOCABULARY, start, encoder.payload(), mixing=mixing)
     found = [
         decoder.code(frequencies[i : i + streams], 0, streams)
         for i in range(0, len(ranks), streams)
@@ -168,7 +169,7 @@ def _decoded(words: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def test_too_few_words_are_refused() -> None:
     frequencies = np.ones((100_000, len(VOCABULARY)), dtype=np.int32)
-    decoder = TokenDecoder(VOCABULARY, 1, 100_000, b"\x01\x02\x03\x04")
+    decoder = TokenDecoder(VOCABULARY, state.new_state(1, 100_000), b"\x01\x02\x03\x04")
     with pytest.raises(CorruptArchive, match="too few"):
         decoder.code(frequencies, 0, 1)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmzip.exact import ModelSpec, fused, ops, selftest
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY, Architecture, ExactLlama
-from llmzip.inference.base import Context, context_for, require_memory, require_window
+from llmzip.inference.base import Context, context_for, repeated, require_memory, require_window
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ class ExactPredictor:
         # whether decode steps are replayed as a CUDA graph
         self.replays = model.device.type == "cuda"
 
-    def run(self, streams: int, steps: int) -> _ExactRun:
-        """Begin `streams` streams of at most `steps` tokens each."""
-        return _ExactRun(self, streams, steps)
+    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _ExactRun:
+        """Begin `streams` streams of at most `steps` tokens each, after `prefix`."""
+        return _ExactRun(self, streams, steps, prefix)
 
     def memory(self, streams: int, steps: int) -> int:
-        """The bytes that such a run needs, about: KV cache, logits, frequencies, activations."""
+        """The bytes that such a run needs, about: KV cache, logits, frequencies, activations.
+        A prefix counts as steps."""
         spec = self.model.spec
         limit = min(self.context.window, steps)
         tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
@@ -175,14 +176,17 @@ class _Replay:
 
 
 class _ExactRun:
-    def __init__(self, predictor: ExactPredictor, streams: int, steps: int) -> None:
+    def __init__(
+        self, predictor: ExactPredictor, streams: int, steps: int, prefix: Tensor | None
+    ) -> None:
         self._p = predictor
         self._streams = streams
-        self._capacity = min(predictor.context.window, steps)
         self._device = predictor.model.device
+        self._prefix = repeated(prefix, streams).to(self._device)
+        self._capacity = min(predictor.context.window, steps + self._prefix.shape[1])
         self._recent: list[Tensor] = []  # since the last restart, [S, n] each
         self._replay: _Replay | None = None
-        self._restart(torch.empty(streams, 0, dtype=torch.int64, device=self._device))
+        self._restart(self._prefix)
 
     def _restart(self, prefix: Tensor) -> None:
         """Begin a window: the next tokens to feed are BOS and `prefix` [S, n]."""
@@ -227,11 +231,12 @@ class _ExactRun:
         return self._replay.step(ids)
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
-        ids = ids.to(self._device)
+        start = self._prefix.shape[1]
+        ids = torch.cat([self._prefix, ids.to(self._device)], 1)
         context, block = self._p.context, max(1, FORWARD_ROWS // self._streams)
-        done = 0  # tokens whose logits are given
+        done = start  # tokens that are known or whose logits are given
         while done < ids.shape[1]:
-            if done:
+            if done > start:
                 self._restart(ids[:, done - context.overlap : done])
             yield from self._logits(self._catch_up())
             done += 1
