@@ -24,7 +24,7 @@ Coder = Callable[[bytes], bytes]
     argument("--prime-bytes", type=int, default=30_000, help="of the beginning of each text"),
     argument("--skip", type=int, default=100_000, help="bytes before the first record"),
     argument("--records", type=int, default=100, help="of each text"),
-    argument("--lines", type=int, default=1, help="of a record"),
+    argument("--record-bytes", type=int, default=300, help="of a record, in whole lines, at least"),
 )
 def prime(given: Namespace) -> Report:
     """Bytes of the archives of records, each alone, and ms a record, also by xz and by zstd with
@@ -35,16 +35,19 @@ def prime(given: Namespace) -> Report:
     """
     results = {path.name: _measure(given, path) for path in given.texts}
     return report_of(given.model, results=results, prime_bytes=given.prime_bytes, skip=given.skip,
-                     lines=given.lines)  # fmt: skip
+                     record_bytes=given.record_bytes)  # fmt: skip
 
 
 def _measure(given: Namespace, path: Path) -> dict[str, Any]:
     text = path.read_bytes()
     sample = text[: text.rindex(b"\n", 0, given.prime_bytes) + 1]
     lines = text[text.index(b"\n", given.skip) + 1 :].splitlines(keepends=True)
-    lines = [line for line in lines if line.strip()]
-    groups = range(0, len(lines) - given.lines + 1, given.lines)
-    records = [b"".join(lines[i : i + given.lines]) for i in groups][: given.records]
+    records = [b""]
+    for line in lines:
+        if len(records[-1]) >= given.record_bytes:
+            records.append(b"")
+        records[-1] += line
+    records = records[: given.records]
     return {
         "records": len(records),
         "content_bytes": sum(map(len, records)),
