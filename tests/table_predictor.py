@@ -44,5 +44,5 @@ class _TableRun:
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
         before = torch.nn.functional.pad(ids, (1, 0), value=self._before)[:, :-1]
-        for part in torch.split(before.T, 64):
+        for part in torch.split(before.T, max(1, 100 // self._streams)):
             yield self._table[part]

@@ -70,6 +70,20 @@ def test_any_bytes_in_any_number_of_streams(
     assert table_codec.decode(frame, _silent) == content
 
 
+@pytest.mark.parametrize("streams", [3, 5])
+def test_parts_of_the_streams_are_scored_in_chunks_of_their_own(
+    table_codec: FrameCodec, streams: int
+) -> None:
+    content = PROSE.encode() * 4  # so long that a part of one stream more has shorter chunks
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        frame = table_codec.encode(content, streams, _silent)
+        assert table_codec.decode(frame, _silent) == content
+    finally:
+        torch.set_num_threads(before)
+
+
 @given(text=st.text(min_size=1, max_size=300))
 def test_any_text_without_choosing_streams(table_codec: FrameCodec, text: str) -> None:
     frame = table_codec.encode(text.encode(), None, _silent)

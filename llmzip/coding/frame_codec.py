@@ -169,28 +169,28 @@ class FrameCodec:
         table, last = deal(ranks, streams)
         with StreamThreads(streams, self.predictor.cores(len(ranks))) as threads:
             parts = threads.parts
-            scored = threads.together(self._score(table[:, part]) for part in parts)
+            # one part can be coded many steps at a time; several take turns in each step
+            scored = threads.together(
+                self._score(table[:, part], stepwise=len(parts) > 1) for part in parts
+            )
             step = 0
             for chunks in scored:
-                # one part can be coded many steps at a time; several take turns in each step
-                count = len(chunks[0])
-                runs = [(0, count)] if len(parts) == 1 else [(i, i + 1) for i in range(count)]
-                for begin, end in runs:
-                    for part, chunk in zip(parts, chunks, strict=True):
-                        n = part.stop - part.start
-                        rows = chunk[begin:end].reshape((end - begin) * n, -1)
-                        known = table[step + begin : step + end, part].reshape(-1)
-                        if step + end == len(table):  # the last step has fewer streams
-                            known = known[: len(known) - n + max(0, min(n, last - part.start))]
-                        pieces = len(known) if tokenwise else 1
-                        for i in range(pieces):
-                            some = slice(i, i + 1) if tokenwise else slice(0, len(known))
-                            first = part.start + (i % n if tokenwise else 0)
-                            bits, probabilities = coder.code(
-                                rows[some], first, 1 if tokenwise else n, known[some]
-                            )
-                            yield (step + end) / len(table), bits, probabilities
-                step += count
+                end = step + len(chunks[0])
+                for part, chunk in zip(parts, chunks, strict=True):
+                    n = part.stop - part.start
+                    rows = chunk.reshape(len(chunk) * n, -1)
+                    known = table[step:end, part].reshape(-1)
+                    if end == len(table):  # the last step has fewer streams
+                        known = known[: len(known) - n + max(0, min(n, last - part.start))]
+                    pieces = len(known) if tokenwise else 1
+                    for i in range(pieces):
+                        some = slice(i, i + 1) if tokenwise else slice(0, len(known))
+                        first = part.start + (i % n if tokenwise else 0)
+                        bits, probabilities = coder.code(
+                            rows[some], first, 1 if tokenwise else n, known[some]
+                        )
+                        yield end / len(table), bits, probabilities
+                step = end
 
     def decode(self, frame: Frame, progress: Progress) -> bytes:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
@@ -292,8 +292,9 @@ class FrameCodec:
                 step += len(chunk)
         return bits / max(1, size)
 
-    def _score(self, table: np.ndarray) -> Iterator[np.ndarray]:
-        """Ranks int32 [steps, S] → frequencies of all of them, int32 [some steps, S, n]."""
+    def _score(self, table: np.ndarray, *, stepwise: bool = False) -> Iterator[np.ndarray]:
+        """Ranks int32 [steps, S] → frequencies of all of them, int32 [some steps, S, n]; how many
+        steps depends on S, unless each comes by itself."""
         import torch
 
         if not len(table):
@@ -303,7 +304,8 @@ class FrameCodec:
         for logits in self._run(table.shape[1], len(table)).score(ids):
             count, streams = logits.shape[:2]
             rows = self._frequencies.of(logits.reshape(count * streams, -1))
-            yield rows.reshape(count, streams, -1)
+            chunk = rows.reshape(count, streams, -1)
+            yield from np.split(chunk, count) if stepwise else [chunk]
 
 
 class _Share:

@@ -33,6 +33,9 @@ class _TokenCoder:
         coder: np.ndarray,
         words: np.ndarray,
     ) -> bool:
+        # compiled code does not check
+        assert frequencies.shape == (len(ranks), len(self._vocabulary))
+        assert 0 <= first < first + streams <= len(self._history.ring)
         return code_rows(
             len(words) > 0 or bool(coder[1]), self._mixing, self._vocabulary.tokens,
             self._history, self._learned, self._scratch, frequencies, first, streams, ranks,

@@ -1,8 +1,9 @@
 """Exact inference: weights and token ids → logits, bit-identical on every machine.
 
 The rules are in docs/exactness.md. Bottom up: `tables` → `activations`, `rotary`, `hadamard` →
-`ops` → `attention` → `llama` → `matmul`, `fused` (CPU kernels of Llama), `quantise` → `convert`
-(other architectures); `selftest` checks a device. Tokenizers and coding are not known here.
+`ops` → `attention` → `llama`, `quantise` → `convert` (other architectures). Llama models on CPUs:
+`tiles` → `byte_products`, `word_products` → `matmul` → `rows`, `kv_cache`, `attention_rows` →
+`step` → `fused`. `selftest` checks a device. Tokenizers and coding are not known here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,265 @@
+"""Attention of a token, by compiled loops over 8-bit keys and values in place; bits as `attention`
+defines them.
+
+Shapes: R rows of S streams · T tokens, n keys, D head dimension, G key heads; L and g, what
+`matmul` stores side by side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmzip.compiled import compiled, compiled_for_integers, inlined
+from llmzip.exact import hadamard, matmul, tables
+from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
+from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, round_even, scale
+
+_LANES, _GROUP, _MULTIPLE = matmul.LANES, matmul.GROUP, matmul.MULTIPLE
+_ONE = np.float32(1)
+_P = np.float32(65536)
+_P_UNIT = np.float32(1 / 65536)
+_CUTOFF = np.float32(tables.EXP2_CUTOFF)
+_SUMMED = 1 << 14  # weights whose sum fits into 32 bits
+_STEP_MASK = np.int32((1 << 15) - 1)  # of the bits of a number of steps to which ROUNDER is added
+_FROM_BITS = np.int32(0x4B400000 - 46340)  # the bits of ROUNDER
+_C5, _C4 = np.float32(-5.515488239737909e-14), np.float32(4.0780967491826914e-10)
+_C3, _C2 = np.float32(-2.39542805502424e-06), np.float32(0.010616368614137173)
+_C1, _C0 = np.float32(-31.368261337280273), np.float32(0.9535103440284729)
+
+
+@compiled
+def attention_rows(
+    total: np.ndarray,
+    row_scales: np.ndarray,
+    weight_scale: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    base: int,
+    window: int,
+    score_scale: np.float32,
+    heads: int,
+    head_dim: int,
+    block: int,
+    key_block: int,
+    first: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`arrays` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
+    the first of these rows, in the order of streams and then of tokens."""
+    keys, values, steps, scales = arrays
+    count = len(cos)
+    q = np.empty((len(total), heads * head_dim), dtype=np.int8)
+    out_scales = np.empty(len(total), dtype=np.float32)
+    y = np.empty(total.shape[1], dtype=np.float32)
+    out = np.empty((heads, head_dim), dtype=np.float32)
+    for r in range(len(total)):
+        s, t = (first + r) // count, (first + r) % count
+        at = base + t
+        scale(total[r], row_scales[r], weight_scale, y)
+        _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
+                       scales[s], max(0, at + 1 - window), at, score_scale, heads,
+                       key_block, out)  # fmt: skip
+        hadamard.transform_row(out.reshape(-1), block)
+        out_scales[r] = quantise(out.reshape(-1), q[r])
+    return q, out_scales
+
+
+@compiled_for_integers
+def _scores(q: np.ndarray, keys: np.ndarray, start: int, scores: np.ndarray) -> None:
+    """Queries [h, D] · keys [D, ≥ n] from `start` → integers [h, n]. Three queries at a time, as
+    models tend to have, and two dimensions, so that keys and scores are seldom read again."""
+    scores[:] = 0
+    heads, n = scores.shape
+    for d in range(0, q.shape[1] - 1, 2):
+        k0, k1 = keys[d, start : start + n], keys[d + 1, start : start + n]
+        for h in range(0, heads - 2, 3):
+            s0, s1, s2 = scores[h], scores[h + 1], scores[h + 2]
+            a0, a1, a2 = q[h, d], q[h + 1, d], q[h + 2, d]
+            b0, b1, b2 = q[h, d + 1], q[h + 1, d + 1], q[h + 2, d + 1]
+            for j in range(n):
+                a, b = np.float32(k0[j]), np.float32(k1[j])
+                s0[j] += a0 * a + b0 * b
+                s1[j] += a1 * a + b1 * b
+                s2[j] += a2 * a + b2 * b
+        for h in range(heads - heads % 3, heads):
+            s0, a0, b0 = scores[h], q[h, d], q[h, d + 1]
+            for j in range(n):
+                s0[j] += a0 * np.float32(k0[j]) + b0 * np.float32(k1[j])
+
+
+@compiled_for_integers
+def _weighted_sum(p: np.ndarray, values: np.ndarray, start: int, out: np.ndarray) -> None:
+    """p [h, n] · values [D, ≥ n] from `start` → integers [h, D]."""
+    heads, n = p.shape
+    for d in range(out.shape[1]):
+        value = values[d, start : start + n]
+        for h in range(0, heads - 2, 3):
+            p0, p1, p2 = p[h], p[h + 1], p[h + 2]
+            t0, t1, t2 = np.float32(0), np.float32(0), np.float32(0)
+            for j in range(n):
+                v = np.float32(value[j])
+                t0 += p0[j] * v
+                t1 += p1[j] * v
+                t2 += p2[j] * v
+            out[h, d], out[h + 1, d], out[h + 2, d] = t0, t1, t2
+        for h in range(heads - heads % 3, heads):
+            p0, t0 = p[h], np.float32(0)
+            for j in range(n):
+                t0 += p0[j] * np.float32(value[j])
+            out[h, d] = t0
+
+
+@compiled
+def softmax(
+    scores: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    q_scale: np.float32,
+    bound: np.float32,
+    weights: np.ndarray,
+    p: np.ndarray,
+) -> None:
+    """Integer scores [n] → weights int32 [n], as in `tables.attention_weights` → integers p float32
+    [n]. `scores` may be `p`. Loops are simple, to be vectorised."""
+    n, top = len(scores), np.int32(-(2**31))
+    for j in range(n):
+        score = np.float32(scores[j]) * steps[j]
+        p[j] = score
+        top = max(top, np.int32(ordered(bits_of(score))))
+    best, total = float_of(np.int32(ordered(top))), np.int64(0)
+    for first in range(0, n, _SUMMED):
+        part = np.int32(0)
+        for j in range(first, min(first + _SUMMED, n)):
+            step = (best - p[j]) * q_scale
+            bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too
+            weight = _exp2_weight(np.int32(bits & _STEP_MASK))
+            weights[j] = weight
+            part = np.int32(part + weight)
+        total += part
+    factor = (_ONE / (np.float32(total) * bound)) * _P
+    for j in range(n):
+        p[j] = round_even(np.float32(weights[j]) * scales[j] * factor)
+
+
+@inlined
+def _exp2_weight(step: np.int32) -> np.int32:
+    """round(2^16 · 2^(-t / 1024)) for the step t modulo 1024, halved per octave, and 0 at the
+    cutoff. A polynomial of t - 512 gives it, less 46,340; rounded, it is the table's integer for
+    each of the 1,024, which a test shows. Reading the table takes longer than computing it."""
+    x = np.float32(np.int32(np.int32(step & np.int32(1023)) - np.int32(512)))
+    y = (((((_C5 * x + _C4) * x + _C3) * x) + _C2) * x + _C1) * x + _C0
+    mantissa = np.int32(bits_of(y + ROUNDER) - _FROM_BITS)
+    octaves = np.int32(shift_right(step, 10) + shift_right(step, 14))
+    weight: np.int32 = shift_right(mantissa, octaves)
+    return weight
+
+
+@compiled
+def _attention_row(
+    y: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    start: int,
+    at: int,
+    score_scale: np.float32,
+    heads: int,
+    key_block: int,
+    out: np.ndarray,
+) -> None:
+    """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
+    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    if keys.ndim == 4:  # known when this is compiled
+        _attention_row_by_matmul(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
+                               heads, key_block, out)  # fmt: skip
+        return
+    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
+    n = at + 1 - start
+    q = np.empty(head_dim, dtype=np.int8)
+    queries = np.empty((shared, head_dim), dtype=np.float32)
+    q_scales = np.empty(shared, dtype=np.float32)
+    scores = np.empty((shared, n), dtype=np.float32)
+    weights = np.empty(n, dtype=np.int32)
+    for g in range(groups):
+        key = y[heads + g]
+        rotate(key, cos, sin)
+        hadamard.transform_row(key, key_block)
+        steps[g, at] = quantise(key, q) * score_scale
+        for d in range(head_dim):
+            keys[g, d, at] = q[d]
+        scales[g, at] = quantise(y[heads + groups + g], q)
+        for d in range(head_dim):
+            values[g, d, at] = q[d]
+        bound = maximum(scales[g, start : at + 1])
+        for h in range(shared):
+            query = y[g * shared + h]
+            rotate(query, cos, sin)
+            hadamard.transform_row(query, key_block)
+            q_scales[h] = quantise(query, q)
+            for d in range(head_dim):
+                queries[h, d] = np.float32(q[d])
+        _scores(queries, keys[g], start, scores)
+        for h in range(shared):
+            softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
+                    q_scales[h], bound, weights, scores[h])  # fmt: skip
+        part = out[g * shared : (g + 1) * shared]
+        _weighted_sum(scores, values[g], start, part)
+        for h in range(shared):
+            for d in range(head_dim):
+                part[h, d] *= bound * _P_UNIT
+
+
+@compiled
+def _attention_row_by_matmul(
+    y: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    start: int,
+    at: int,
+    score_scale: np.float32,
+    heads: int,
+    key_block: int,
+    out: np.ndarray,
+) -> None:
+    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
+    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
+    n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
+    skipped = start - first  # keys that are read with the others and count for nothing
+    width = (skipped + n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
+    q = np.empty(head_dim, dtype=np.int8)
+    queries = np.empty((shared, head_dim), dtype=np.int8)
+    q_scales = np.empty(shared, dtype=np.float32)
+    p = np.empty((shared, n), dtype=np.float32)
+    weights = np.empty(n, dtype=np.int32)
+    for g in range(groups):
+        key = y[heads + g]
+        rotate(key, cos, sin)
+        hadamard.transform_row(key, key_block)
+        steps[g, at] = quantise(key, q) * score_scale
+        matmul.put_key(keys[g], at, q)
+        scales[g, at] = quantise(y[heads + groups + g], q)
+        for d in range(head_dim):
+            values[g, at // _GROUP, d, at % _GROUP] = q[d]
+        bound = maximum(scales[g, start : at + 1])
+        for h in range(shared):
+            query = y[g * shared + h]
+            rotate(query, cos, sin)
+            hadamard.transform_row(query, key_block)
+            q_scales[h] = quantise(query, queries[h])
+        scores = matmul.multiply(queries, keys[g, first // _LANES : (first + width) // _LANES])
+        for h in range(shared):
+            softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
+                    scales[g, start : at + 1], q_scales[h], bound, weights, p[h])  # fmt: skip
+        sums = matmul.weighted_sum(
+            p, skipped, values[g, first // _GROUP : (first + width) // _GROUP]
+        )
+        for h in range(shared):
+            for d in range(head_dim):
+                out[g * shared + h, d] = np.float32(sums[h, d]) * (bound * _P_UNIT)

@@ -1,0 +1,170 @@
+"""Tiles of matrix products over integers, from instructions that LLVM does not make of loops.
+
+Two instructions multiply whole numbers exactly, and so give the same sums in any order:
+
+- VPDPBUSD (VNNI) adds 4 products of unsigned and signed bytes to each 32-bit lane;
+- VPMADDWD (AVX2) makes sums of 2 products of 16-bit words, which an addition adds to each lane.
+
+An intrinsic inlines them into numba's loops, so that a whole step of a model runs without returning
+to Python. Knows nothing of models, nor of how numbers are prepared for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+PAIR = 2  # blocks that are worked on together, each as wide as a register of 32-bit sums
+_LINE = 64  # bytes of a line of the cache
+
+
+class Instruction(NamedTuple):
+    """How an instruction takes its operands."""
+
+    name: str  # of LLVM's intrinsic
+    lanes: int  # outputs of a register: a block
+    group: int  # inputs that are added up in a lane; four bytes of x
+    widens: bool  # whether weights are bytes in memory and words in a register
+
+    @property
+    def multiple(self) -> int:
+        """Outputs come in multiples of this."""
+        return PAIR * self.lanes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one group of weights for all lanes."""
+        return self.lanes * self.group
+
+
+VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, widens=False)
+VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, widens=False)
+VPMADDWD = Instruction("llvm.x86.avx2.pmadd.wd", 8, 2, widens=True)
+
+
+def supports(feature: str) -> bool:
+    """Whether numba compiles for a processor that has a feature, by LLVM's name for it."""
+    try:
+        features = cpu_target.target_context.codegen()._get_host_cpu_features()
+    except AttributeError:  # another version of numba, which hides it elsewhere
+        return False
+    return f"+{feature}" in str(features).split(",")
+
+
+def tile(
+    instruction: Instruction, rows: int, *, signed: bool = True, ahead: bool = False
+) -> Callable[..., Any]:
+    """An intrinsic that multiplies `rows` rows by one pair of blocks, with sums in registers.
+
+    Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
+    groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
+    int32; output, its stride. Of bytes, x is signed and the weights are not; or the reverse, if not
+    `signed`. If `ahead`, the weights of the next pair are fetched into the cache meanwhile: the
+    processor does not do so by itself across the pages of the memory, in which blocks are as long.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, stride, weights, step, size, groups, starts, out, pitch = arguments
+        lane, number = ir.IntType(32), ir.IntType(64)
+        vector = ir.VectorType(lane, instruction.lanes)
+        multiply_add = _multiply_add(builder, instruction, vector)
+
+        def load(address: Any, kind: Any) -> Any:
+            return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+        def broadcast(value: Any) -> Any:
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, lane(0))
+            mask = ir.Constant(ir.VectorType(lane, instruction.lanes), [0] * instruction.lanes)
+            return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+        def plus(address: Any, step: Any, count: int) -> Any:
+            return builder.add(address, builder.mul(step, number(count)))
+
+        def load_weights(address: Any) -> Any:
+            if not instruction.widens:
+                return load(address, vector)
+            count = instruction.block_bytes
+            narrow = load(address, ir.VectorType(ir.IntType(8), count))
+            return builder.sext(narrow, ir.VectorType(ir.IntType(16), count))
+
+        initial = [broadcast(load(plus(starts, number(4), r), lane)) for r in range(rows)]
+        before = builder.block
+        loop = builder.append_basic_block("groups")
+        after = builder.append_basic_block("after")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        i = builder.phi(number)
+        i.add_incoming(number(0), before)
+        sums = []
+        for r in range(rows):
+            for _ in range(PAIR):
+                phi = builder.phi(vector)
+                phi.add_incoming(initial[r], before)
+                sums.append(phi)
+        at = builder.add(weights, builder.mul(i, step))
+        w = [load_weights(plus(at, size, b)) for b in range(PAIR)]
+        if ahead:
+            per_line = max(1, _LINE // instruction.block_bytes)
+            begins = builder.and_(i, number(per_line - 1))
+            with builder.if_then(builder.icmp_signed("==", begins, number(0))):
+                for b in range(PAIR):
+                    _prefetch(builder, plus(at, size, PAIR + b))
+        at = builder.add(x, builder.mul(i, number(4)))
+        updated = []
+        for r in range(rows):
+            inputs = broadcast(load(plus(at, stride, r), lane))
+            for b in range(PAIR):
+                factors = (w[b], inputs) if signed else (inputs, w[b])  # the second is signed
+                updated.append(multiply_add(sums[r * PAIR + b], *factors))
+        next_i = builder.add(i, number(1))
+        i.add_incoming(next_i, builder.block)
+        for phi, value in zip(sums, updated, strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.cbranch(builder.icmp_signed("<", next_i, groups), loop, after)
+        builder.position_at_end(after)
+        for r in range(rows):
+            for b in range(PAIR):
+                address = plus(plus(out, pitch, r), number(4 * instruction.lanes), b)
+                pointer = builder.inttoptr(address, vector.as_pointer())
+                builder.store(updated[r * PAIR + b], pointer, align=1)
+        return context.get_dummy_value()
+
+    def typed(
+        typing: Any, x: Any, stride: Any, weights: Any, step: Any, size: Any, groups: Any,
+        starts: Any, out: Any, pitch: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.int64] * 9), generate
+
+    inlined: Callable[..., Any] = intrinsic(typed)
+    return inlined
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Fetch a line into the first cache; an address that does not exist does no harm."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+    to_read, to_keep, data = number(0), number(3), number(1)
+    builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
+
+
+def _multiply_add(builder: Any, instruction: Instruction, vector: Any) -> Callable[..., Any]:
+    """(sums, factors, factors) → sums + products, as LLVM's code."""
+    module = builder.module
+    if not instruction.widens:
+        kind = ir.FunctionType(vector, [vector] * 3)
+        dot = module.declare_intrinsic(instruction.name, (), kind)
+        return lambda sums, a, b: builder.call(dot, [sums, a, b])
+    words = ir.VectorType(ir.IntType(16), instruction.block_bytes)
+    dot = module.declare_intrinsic(instruction.name, (), ir.FunctionType(vector, [words] * 2))
+
+    def multiply_add(sums: Any, a: Any, b: Any) -> Any:
+        operands = [x if x.type == words else builder.bitcast(x, words) for x in (a, b)]
+        return builder.add(sums, builder.call(dot, operands))
+
+    return multiply_add

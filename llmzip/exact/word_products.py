@@ -1,0 +1,127 @@
+"""Exact matrix products of 8-bit integers with the instruction VPMADDWD (AVX2).
+
+Weights are int8 in memory, in the order in which they are read, and become 16-bit words in
+registers; the inputs become words before. Products of bytes would need fewer instructions, but
+AVX2's own (VPMADDUBSW) saturates sums of two of them. See `matmul` for what the functions do.
+
+Shapes: L = 8 outputs of a block, 2 inputs of a group, R rows, K inputs, N outputs, n keys,
+D head dimension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmzip.compiled import compiled
+from llmzip.exact.tiles import VPMADDWD, supports, tile
+
+INSTRUCTION = VPMADDWD
+KEY_TYPE = np.int8
+_LANES, _GROUP, _MULTIPLE = VPMADDWD.lanes, VPMADDWD.group, VPMADDWD.multiple
+_MANY = 6  # rows whose sums fit into 16 registers, beside the weights
+_LARGEST = 32767  # of a word
+_SCANNED = 64  # weights of values that are looked through together for larger ones
+
+
+def available() -> bool:
+    """Whether numba compiles for a processor that has the instruction."""
+    return supports("avx2")
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """int8 weights [..., N, K] → int8 [..., N / 8, K / 2, 16]."""
+    *before, n, k = weight.shape
+    blocks = weight.reshape(*before, n // _LANES, _LANES, k // _GROUP, _GROUP)
+    packed = np.ascontiguousarray(np.moveaxis(blocks, -3, -2))
+    return packed.reshape(*before, n // _LANES, k // _GROUP, _LANES * _GROUP)
+
+
+@compiled
+def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """int8 [R, K] · packed weights [N / 8, K / 2, 16] → int32 [R, N]."""
+    (rows, inputs), (blocks, groups, size) = q.shape, weight.shape
+    words = np.empty((rows, inputs), dtype=np.int16)
+    for r in range(rows):
+        for k in range(inputs):
+            words[r, k] = q[r, k]
+    total = np.empty((rows, blocks * _LANES), dtype=np.int32)
+    _cover(words, weight.ctypes.data, size, groups * size, groups, total)
+    return total
+
+
+@compiled
+def _cover(words: np.ndarray, w: int, step: int, size: int, groups: int, total: np.ndarray) -> None:
+    """words int16 [R, 2 · groups] · weights at the address w → total int32 [R, N], by tiles. `step`
+    and `size` are the bytes between groups, and between blocks."""
+    rows, outputs = total.shape
+    starts = np.zeros(_MANY, dtype=np.int32)
+    start, stride, pitch = starts.ctypes.data, 2 * words.shape[1], 4 * outputs
+    for n in range(0, outputs, _MULTIPLE):
+        at = w + (n // _LANES) * size
+        x, y = words.ctypes.data, total.ctypes.data + 4 * n
+        left = rows
+        if left >= _MANY:  # only the first rows wait for the weights
+            _first(x, stride, at, step, size, groups, start, y, pitch)
+            x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
+        while left >= _MANY:
+            _many(x, stride, at, step, size, groups, start, y, pitch)
+            x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
+        if left >= 4:
+            _four(x, stride, at, step, size, groups, start, y, pitch)
+            x, y, left = x + 4 * stride, y + 4 * pitch, left - 4
+        if left == 3:
+            _three(x, stride, at, step, size, groups, start, y, pitch)
+        elif left == 2:
+            _two(x, stride, at, step, size, groups, start, y, pitch)
+        elif left == 1:
+            _one(x, stride, at, step, size, groups, start, y, pitch)
+
+
+@compiled
+def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
+    """Store a key int8 [D] at place `at` of keys [n / 8, D / 2, 16]."""
+    block, lane = keys[at // _LANES], at % _LANES
+    for d in range(len(q)):
+        block[d // _GROUP, lane * _GROUP + d % _GROUP] = q[d]
+
+
+@compiled
+def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
+    """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 2, D, 2], without
+    those `skipped` → int32 [R, D]."""
+    (rows, n), (groups, dim, group) = p.shape, values.shape
+    words = np.zeros((rows, groups * group), dtype=np.int16)
+    rests = np.zeros((rows, dim), dtype=np.int32)
+    for r in range(rows):
+        source, row = p[r], words[r, skipped : skipped + n]
+        for first in range(0, n, _SCANNED):
+            last, top = min(first + _SCANNED, n), np.int32(0)
+            for j in range(first, last):
+                weight = np.int32(source[j])
+                top = max(top, weight)
+                row[j] = np.int16(min(weight, np.int32(_LARGEST)))
+            if top > _LARGEST:
+                _add_rests(source, first, last, skipped, values, rests[r])
+    total = np.empty((rows, dim), dtype=np.int32)
+    _cover(words, values.ctypes.data, dim * group, _LANES * group, groups, total)
+    for r in range(rows):
+        for d in range(dim):
+            total[r, d] += rests[r, d]
+    return total
+
+
+@compiled
+def _add_rests(
+    p: np.ndarray, first: int, last: int, skipped: int, values: np.ndarray, sums: np.ndarray
+) -> None:
+    """Add to sums int32 [D] what weights from `first` to `last` are above the largest word."""
+    for j in range(first, last):
+        rest = np.int32(p[j]) - np.int32(_LARGEST)
+        if rest > 0:
+            value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+            for d in range(len(sums)):
+                sums[d] = np.int32(sums[d] + rest * np.int32(value[d, place]))
+
+
+_one, _two, _three, _four, _first = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
+_many = tile(VPMADDWD, _MANY)

@@ -1,0 +1,77 @@
+"""Compiled loops of a step: the bits of what they replace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmzip.compiled import compiled
+from llmzip.exact import ops, tables
+from llmzip.exact.attention_rows import softmax
+from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
+from llmzip.exact.rows import absmax, maximum
+
+FLOATS = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, np.inf, -np.inf], np.float32)
+
+
+def _softmax(scores: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n, one = len(scores), np.float32(1)
+    weights, p = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
+    softmax(scores, np.ones(n, np.float32), scales, one, scales.max(), weights, p)
+    return weights, p
+
+
+def test_computed_exponentials_are_those_of_the_table() -> None:
+    steps = np.arange(tables.EXP2_CUTOFF + 100, dtype=np.int32)
+    weights, _ = _softmax(-steps, np.ones(len(steps), np.float32))
+    expected = tables.attention_weights().numpy()
+    assert np.array_equal(weights[: len(expected)], expected)
+    assert not weights[len(expected) :].any()
+
+
+@pytest.mark.parametrize("keys", [1, 2, 31, 513, 40_000])
+def test_softmax_is_that_of_its_definition(keys: int) -> None:
+    """40,000 equal keys: the sum of their weights exceeds 31 bits."""
+    chance = np.random.default_rng(keys)
+    scores = chance.integers(-20_000, 20_000, keys) if keys < 40_000 else np.zeros(keys)
+    scales = chance.uniform(0.01, 3, keys).astype(np.float32)
+    weights, p = _softmax(scores.astype(np.int32), scales)
+    steps = np.minimum(scores.max() - scores, tables.EXP2_CUTOFF).astype(np.int64)
+    expected = tables.attention_weights().numpy()[steps]
+    assert np.array_equal(weights, expected)
+    total = np.float32(expected.sum(dtype=np.int64))
+    factor = np.float32(1) / (total * scales.max()) * np.float32(65536)
+    assert np.array_equal(p, np.round(expected.astype(np.float32) * scales * factor))
+
+
+@compiled
+def _patterns(x: np.ndarray, out: np.ndarray, back: np.ndarray) -> None:
+    for i in range(len(x)):
+        out[i] = ordered(bits_of(x[i]))
+        back[i] = float_of(np.int32(ordered(out[i])))
+
+
+def test_patterns_of_floats_have_their_order() -> None:
+    x = np.sort(FLOATS)
+    out, back = np.empty(len(x), dtype=np.int32), np.empty_like(x)
+    _patterns(x, out, back)
+    assert (np.diff(out.astype(np.int64))[np.diff(x) > 0] > 0).all()
+    assert np.array_equal(back.view(np.int32), x.view(np.int32))
+
+
+@compiled
+def _shifted(x: int, count: int) -> int:
+    shifted: int = shift_right(np.int32(x), np.int32(count))
+    return shifted
+
+
+def test_shifts_are_of_32_bits() -> None:
+    assert [_shifted(65536, n) for n in (0, 16, 17)] == [65536, 1, 0]
+    assert _shifted(-1, 1) == 2**31 - 1
+
+
+def test_largest_numbers_of_rows() -> None:
+    for x in (FLOATS[:8], FLOATS[:4], np.array([-2.5, 2], np.float32)):
+        assert absmax(x) == ops.row_absmax(torch.from_numpy(x))[0]
+    assert maximum(np.array([0.5, 3e38, 1e-45], np.float32)) == np.float32(3e38)
