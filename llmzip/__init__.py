@@ -23,6 +23,7 @@ from llmzip.errors import (
     UnsupportedModel,
     WrongEnvironment,
     WrongModel,
+    WrongPrime,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "UnsupportedModel",
     "WrongEnvironment",
     "WrongModel",
+    "WrongPrime",
     "compress",
     "decompress",
     "open",
@@ -85,13 +87,15 @@ def compress(
     activations: str | None = None,
     verify: bool = False,
     same_environment: bool = False,
+    prime: bytes | None = None,
 ) -> bytes:
     """Compress any bytes to an archive. The arguments are those of `Options`.
 
     `model`: name of an embedded or installed model, folder in Hugging Face format, GGUF file, or
     hub id. `streams` a frame: few give the best ratio, many the best speed. `activations`: "a8" or
     "a16". `verify`: decode each frame before it is kept. `same_environment`: run any causal model
-    in floating point; only the same machine and library versions can decode the archive.
+    in floating point; only the same machine and library versions can decode the archive. `prime`:
+    a text like `data`, at most 1 MiB, which makes small archives smaller; `decompress` needs it.
 
     Raises LlmzipError, TypeError.
     """
@@ -109,6 +113,7 @@ def compress(
             activations=activations,
             verify=verify,
             same_environment=same_environment,
+            prime=prime,
         ),
     )
     writer.write(view)
@@ -124,12 +129,14 @@ def decompress(
     force: bool = False,
     allow_download: bool = False,
     max_length: int | None = None,
+    prime: bytes | None = None,
 ) -> bytes:
     """Restore the bytes that were compressed, verified; of concatenated archives, all contents.
 
     `model` is needed only for an archive written with a model that is neither embedded nor
     installed. `allow_download`: download the hub model that the archive names. `force`: try an
-    archive of another environment. `max_length`: raise TooLong before decoding more bytes.
+    archive of another environment. `max_length`: raise TooLong before decoding more bytes. `prime`:
+    the one that the archive was written with, if any.
 
     Raises LlmzipError, TypeError.
     """
@@ -143,5 +150,6 @@ def decompress(
         force=force,
         allow_download=allow_download,
         max_length=max_length,
+        prime=prime,
     )
     return b"".join(ArchiveReader(source, options))

@@ -7,6 +7,7 @@ LlmzipError
 ├── UnsupportedArchive
 ├── WrongModel
 │   └── UnsupportedModel
+├── WrongPrime
 ├── WrongEnvironment
 └── InexactDevice
 """
@@ -38,6 +39,10 @@ class WrongModel(LlmzipError):
 
 class UnsupportedModel(WrongModel):
     """The model has no exact form, or its files are unsafe or incomplete."""
+
+
+class WrongPrime(LlmzipError):
+    """The archive needs a prime that was not given, or another one."""
 
 
 class WrongEnvironment(LlmzipError):

@@ -13,13 +13,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from measuring import COMMANDS, archives, exactness, mixing, shrink, speed, tokenizers, training
+from measuring import (
+    COMMANDS,
+    archives,
+    exactness,
+    mixing,
+    prime,
+    shrink,
+    speed,
+    tokenizers,
+    training,
+)
 
 from llmzip.bench import write_report
 from llmzip.errors import LlmzipError
 
 # they register commands
-MODULES = (archives, exactness, mixing, shrink, speed, tokenizers, training)
+MODULES = (archives, exactness, mixing, prime, shrink, speed, tokenizers, training)
 
 
 def build() -> argparse.ArgumentParser:

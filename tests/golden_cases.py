@@ -10,6 +10,8 @@ from llmzip import ArchiveWriter, Options
 
 _MIXED = b"\n".join(content for name, content in AWKWARD.items() if name != "all bytes")
 
+PRIME = PROSE[:300].encode()
+
 CASES: dict[str, tuple[bytes, Options]] = {
     "empty": (b"", Options(model=str(TINY))),
     "raw": (bytes(range(256)), Options(model=str(TINY))),
@@ -27,6 +29,11 @@ CASES: dict[str, tuple[bytes, Options]] = {
         Options(model=str(TINY), frame_size=400),
     ),
     "base": (PROSE.encode(), Options(model="base", streams=2)),
+    "primed": (
+        PROSE[200:].encode(),
+        Options(model=str(TINY), context=(64, 32), streams=2, prime=PRIME),
+    ),
+    "primed-short": (PROSE[300:400].encode(), Options(model="nano", prime=PRIME)),
     "short": (PROSE[:100].encode(), Options(model="nano")),
     "awkward": (_MIXED + PROSE.encode(), Options(model=str(TINY))),
 }

@@ -7,6 +7,7 @@ bit and probability. With a function `decide` in place of the token it decodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 
@@ -46,13 +47,20 @@ class Stream:
 
 
 class ReferenceMixer:
-    def __init__(self, spellings: Sequence[bytes], streams: int, length: int, start: Blank) -> None:
-        """`spellings` in order of ranks; `length` of the frame's content."""
+    def __init__(
+        self,
+        spellings: Sequence[bytes],
+        streams: int,
+        length: int,
+        start: Blank,
+        prime: int = 0,
+    ) -> None:
+        """`spellings` in order of ranks; lengths of the frame's content and of its prime."""
         self.spellings = spellings
-        bits = length.bit_length()
+        bits = max(length, prime).bit_length()
         self.slot_count = 1 << min(max(bits + 5, 12), 22)
         self.place_count = 1 << min(max(bits + 1, 10), 20)
-        self.ring = 1 << min(max(bits, 7), ((1 << 22) // streams).bit_length() - 1)
+        self.ring = 1 << min(max(bits + (prime > 0), 7), ((1 << 22) // streams).bit_length() - 1)
         self.slots = [[0] * 8 for _ in range(self.slot_count)]
         self.maps = [[(v >> 10, v & 1023) for v in row.tolist()] for row in start.maps]
         self.right = start.match.tolist()
@@ -61,6 +69,10 @@ class ReferenceMixer:
         self.refined: dict[tuple[int, int], list[int]] = {}
         self.places: list[dict[int, tuple[int, int]]] = [{}, {}]
         self.streams = [Stream() for _ in range(streams)]
+
+    def end_prime(self) -> None:
+        """It was coded in stream 0."""
+        self.streams[1:] = [deepcopy(self.streams[0]) for _ in self.streams[1:]]
 
     def code(
         self, s: int, frequencies: np.ndarray, rank: int, decide: Callable[[int], int] | None = None

@@ -14,18 +14,20 @@ import zstandard
 
 def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(Frame_Kind, Content_Length, content of a stored frame) for each frame."""
-    if archive[0:4] == b"LLMz":
+    if archive[0:4] in (b"LLMz", b"LLMp"):
         yield _short(archive, content)
         return
     # 2. Header
     assert archive[0:4] == b"LLMZ"
     assert archive[4] == 1
     flags = archive[5]
-    assert flags < 16
+    assert flags < 32
     assert flags & 1 or not flags
     at = 6
     if flags & 1:
         at += 9  # Profile, Model_Digest, Window, Overlap
+        if flags & 16:
+            at += 8  # Prime_Digest
         if flags & 4:
             at += 4  # Certificate
         if flags & 8:
@@ -79,12 +81,13 @@ def frames(archive: bytes, content: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def _short(archive: bytes, content: bytes) -> tuple[int, int, bytes]:
     # 10. Short archives
-    length, at = _varint(archive, 5)
+    start = 7 if archive[0:4] == b"LLMp" else 5  # after Prime_Digest
+    length, at = _varint(archive, start)
     assert length <= 65536
     payload_length, at = _varint(archive, at)
     assert payload_length <= length
     end = at + payload_length
-    signed = archive[:5] + bytes(8) + archive[5:at] + content
+    signed = archive[:start] + bytes(8) + archive[start:at] + content
     assert archive[end:] == _hash(signed, 4)
     return 2, length, archive[at:end]
 

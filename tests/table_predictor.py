@@ -7,19 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llmzip.inference import Context
+
 
 class TablePredictor:
     """Logits depend only on the last token."""
 
     fingerprint = b""
+    context = Context(64, 32)
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:
         """`logits` float32 [V, V], row i after token i; `first` [V]."""
         self._table = torch.cat([logits, first[None]])
         self.vocabulary = logits.shape[1]
 
-    def run(self, streams: int, steps: int) -> _TableRun:
-        return _TableRun(self._table, streams)
+    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _TableRun:
+        return _TableRun(self._table, streams, -1 if prefix is None else int(prefix[-1]))
 
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16
@@ -29,16 +32,17 @@ class TablePredictor:
 
 
 class _TableRun:
-    def __init__(self, table: Tensor, streams: int) -> None:
+    def __init__(self, table: Tensor, streams: int, before: int) -> None:
         self._table, self._streams = table, streams
+        self._before = before % len(table)
 
     def first(self) -> Tensor:
-        return self._table[-1].repeat(self._streams, 1)
+        return self._table[self._before].repeat(self._streams, 1)
 
     def step(self, ids: Tensor) -> Tensor:
         return self._table[ids]
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
-        before = torch.nn.functional.pad(ids, (1, 0), value=len(self._table) - 1)[:, :-1]
+        before = torch.nn.functional.pad(ids, (1, 0), value=self._before)[:, :-1]
         for part in torch.split(before.T, max(1, 100 // self._streams)):
             yield self._table[part]

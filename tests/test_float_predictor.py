@@ -71,6 +71,14 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_after_a_prime(gpt2: Path, streams: int) -> None:
+    prime = CONTENT[:500]
+    archive = _compressed(gpt2, streams=streams, context=(64, 32), prime=prime)
+    assert _has_model_frame(archive)
+    assert llmzip.decompress(archive, model=str(gpt2), prime=prime) == CONTENT
+
+
 @pytest.fixture(scope="module")
 def archive(gpt2: Path) -> bytes:
     return _compressed(gpt2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from golden_cases import CASES, archive
+from golden_cases import CASES, PRIME, archive
 from spec_reader import frames as read_by_the_document
 
 import llmzip
@@ -17,8 +17,8 @@ GOLDEN = sorted((Path(__file__).parent / "data" / "golden").rglob("*.llmz"))
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_golden_archives_decode(path: Path) -> None:
     expected = path.with_suffix(".content").read_bytes()
-    model = None if path.stem in ("short", "base") else str(TINY)
-    assert llmzip.decompress(path.read_bytes(), model=model) == expected
+    model = None if path.stem in ("short", "primed-short", "base") else str(TINY)
+    assert llmzip.decompress(path.read_bytes(), model=model, prime=PRIME) == expected
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reference_mixing import ReferenceMixer
 
 import llmzip
+from llmzip.coding.prime import Prime
 from llmzip.coding.token_coder import TokenDecoder, TokenEncoder
 from llmzip.errors import CorruptArchive
 from llmzip.mixing import state, tables
@@ -45,7 +46,7 @@ def _coded(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Bits, probabilities, and the length in bytes; `pieces` tokens a call or all at once."""
     length = int(VOCABULARY.tokens.lengths[ranks].sum())
-    encoder = TokenEncoder(VOCABULARY, streams, length, mixing=mixing)
+    encoder = TokenEncoder(VOCABULARY, state.new_state(streams, length), mixing=mixing)
     step = len(ranks) if pieces == 1 else streams
     made = [
         encoder.code(frequencies[i : i + step], 0, streams, ranks[i : i + step])
@@ -94,6 +95,40 @@ def test_the_kernels_are_the_reference_on_a_longer_text() -> None:
     assert list(zip(bits.tolist(), probabilities.tolist(), strict=True)) == expected
 
 
+@settings(max_examples=12)
+@given(
+    before=st.lists(st.integers(0, len(LIKELY) - 1), min_size=1, max_size=150),
+    chosen=st.lists(st.integers(0, len(LIKELY) - 1), min_size=1, max_size=60),
+    streams=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+)
+def test_a_primed_state_is_that_of_the_reference(
+    before: list[int], chosen: list[int], streams: int, seed: int
+) -> None:
+    ranks = [_ranks(before), _ranks(chosen + before[:50])]
+    frequencies = [_frequencies(seed + i, len(part)) for i, part in enumerate(ranks)]
+    lengths = [int(VOCABULARY.tokens.lengths[part].sum()) for part in ranks]
+    order = [SPELLINGS[id] or b"" for id in VOCABULARY.ids]
+    reference = ReferenceMixer(order, streams, lengths[1], state.initial(), lengths[0])
+    for row, rank in zip(frequencies[0], ranks[0].tolist(), strict=True):
+        reference.code(0, row, rank)
+    reference.end_prime()
+    expected = [
+        pair
+        for i, rank in enumerate(ranks[1].tolist())
+        for pair in reference.code(i % streams, frequencies[1][i], rank)[1]
+    ]
+
+    def learn(learned: state.State) -> None:
+        TokenEncoder(VOCABULARY, learned).code(frequencies[0], 0, 1, ranks[0])
+
+    prime = Prime(bytes(lengths[0]), learn)
+    for _ in range(2):  # the second time from the state that was kept
+        encoder = TokenEncoder(VOCABULARY, prime.state(streams, lengths[1]))
+        bits, probabilities = encoder.code(frequencies[1], 0, streams, ranks[1])
+        assert list(zip(bits.tolist(), probabilities.tolist(), strict=True)) == expected
+
+
 @settings(max_examples=30)
 @given(
     chosen=st.lists(st.integers(0, len(LIKELY) - 1), min_size=1, max_size=80),
@@ -107,7 +142,8 @@ def test_what_is_coded_is_decoded(chosen: list[int], streams: int, seed: int, mi
     bits, probabilities, length = _coded(frequencies, ranks, streams, mixing=mixing)
     encoder = Encoder()
     encoder.put_bits(bits, probabilities)
-    decoder = TokenDecoder(VOCABULARY, streams, length, encoder.payload(), mixing=mixing)
+    start = state.new_state(streams, length)
+    decoder = TokenDecoder(VOCABULARY, start, encoder.payload(), mixing=mixing)
     found = [
         decoder.code(frequencies[i : i + streams], 0, streams)
         for i in range(0, len(ranks), streams)
@@ -168,7 +204,7 @@ def _decoded(words: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def test_too_few_words_are_refused() -> None:
     frequencies = np.ones((100_000, len(VOCABULARY)), dtype=np.int32)
-    decoder = TokenDecoder(VOCABULARY, 1, 100_000, b"\x01\x02\x03\x04")
+    decoder = TokenDecoder(VOCABULARY, state.new_state(1, 100_000), b"\x01\x02\x03\x04")
     with pytest.raises(CorruptArchive, match="too few"):
         decoder.code(frequencies, 0, 1)
 

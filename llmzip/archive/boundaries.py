@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from llmzip.archive.container import TRAILER_BYTES, has_trailer
 from llmzip.archive.frame_header import read_frame_header
-from llmzip.archive.header import MAGIC, SHORT_MAGIC, read_exactly, read_header, read_magic
+from llmzip.archive.header import MAGIC_BYTES, MAGICS, read_exactly, read_header, read_magic
 from llmzip.errors import LlmzipError
 
 _CHUNK = 1 << 20
@@ -47,7 +47,7 @@ class _Finder:
 
     def _has_magic(self, position: int) -> bool:
         self._source.seek(position)
-        return read_magic(self._source) in (MAGIC, SHORT_MAGIC)
+        return read_magic(self._source) in MAGICS
 
     def _end(self, start: int) -> int | None:
         """Where the archive at `start` ends, if its lengths lead to something that may follow an
@@ -98,12 +98,12 @@ class _Finder:
 
     def _next_start(self, position: int) -> int:
         """Where the next archive with correct lengths begins, or the source ends."""
-        overlap = len(MAGIC) - 1
+        overlap = MAGIC_BYTES - 1
         while position < self._size and self._visited <= _FRAME_LIMIT:
             self._source.seek(position)
             chunk = self._source.read(_CHUNK + overlap)
             at = -1
-            while found := [p for m in (MAGIC, SHORT_MAGIC) if (p := chunk.find(m, at + 1)) >= 0]:
+            while found := [p for m in MAGICS if (p := chunk.find(m, at + 1)) >= 0]:
                 at = min(found)
                 if self._leads_to_end(position + at):
                     return position + at

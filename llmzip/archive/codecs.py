@@ -10,12 +10,19 @@ from llmzip.archive.header import (
     LONGEST_WINDOW,
     Header,
     ModelHeader,
+    prime_digest,
     round_length,
     write_short_header,
 )
 from llmzip.archive.options import Options
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.errors import CorruptArchive, UnsupportedArchive, WrongEnvironment, WrongModel
+from llmzip.errors import (
+    CorruptArchive,
+    UnsupportedArchive,
+    WrongEnvironment,
+    WrongModel,
+    WrongPrime,
+)
 
 if TYPE_CHECKING:
     from llmzip.models import ModelFiles
@@ -54,7 +61,8 @@ def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header
         window, overlap = options.context
     window, overlap = round_length(window), round_length(overlap)
     mixing = _MIXINGS[-1] if options.mixing else 0
-    codec = frame_codec(files, kind, window, overlap, options.device, mixing)
+    prime = options.prime or b""
+    codec = frame_codec(files, kind, window, overlap, options.device, mixing).primed(prime)
     profile = next(number for number, k in PROFILES.items() if k == kind)
     header = ModelHeader(
         profile=profile | mixing << 4,
@@ -64,10 +72,12 @@ def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header
         certificate=codec.predictor.fingerprint,
         environment=environment,
         name="" if name in models.EMBEDDED else _public_name(name),
+        prime=prime_digest(prime),
     )
     usual = (options.context, options.mixing, kind) == (None, True, inference.DEFAULT_ACTIVATIONS)
-    short = write_short_header(files.digest) if usual and name in models.EMBEDDED else None
-    return header, codec, short
+    if not usual or name not in models.EMBEDDED:
+        return header, codec, None
+    return header, codec, write_short_header(files.digest, header.prime)
 
 
 def _public_name(name: str) -> str:
@@ -84,12 +94,34 @@ def _public_name(name: str) -> str:
 def codec_for_reading(header: Header, options: Options) -> FrameCodec:
     """The codec of the model frames of an archive that begins with `header`.
 
-    Raises UnsupportedArchive, WrongModel, WrongEnvironment.
+    Raises UnsupportedArchive, WrongModel, WrongPrime, WrongEnvironment.
     """
     model = header.model
     assert model is not None  # the container refuses model frames without it
-    if header.short:
-        return _short_codec(model, options)
+    prime = _find_prime(model, options)
+    codec = _short_codec(model, options) if header.short else _full_codec(model, options)
+    return codec.primed(prime)
+
+
+def _find_prime(model: ModelHeader, options: Options) -> bytes:
+    """The prime, if the archive needs one: an archive without it ignores what was given."""
+    if not model.prime:
+        return b""
+    needed = model.prime.hex()
+    if options.prime is None:
+        raise WrongPrime(
+            f"the archive was written with a prime of digest {needed}…: name it with --prime"
+        )
+    digest = prime_digest(options.prime)
+    if not digest.startswith(model.prime):
+        raise WrongPrime(
+            f"the archive was written with a prime of digest {needed}…, but the one that --prime "
+            f"names has {digest.hex()[: len(needed)]}…"
+        )
+    return options.prime
+
+
+def _full_codec(model: ModelHeader, options: Options) -> FrameCodec:
     kind, mixing = PROFILES.get(model.profile & 15), model.profile >> 4
     if kind is None or mixing not in _MIXINGS:
         raise UnsupportedArchive(

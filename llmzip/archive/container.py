@@ -18,8 +18,7 @@ from llmzip.archive.frame_header import (
     write_frame_header,
 )
 from llmzip.archive.header import (
-    MAGIC,
-    SHORT_MAGIC,
+    MAGICS,
     Header,
     ModelHeader,
     read_exactly,
@@ -218,7 +217,7 @@ def read_next_magic(source: BinaryIO) -> bytes:
     CorruptArchive for anything else.
     """
     start = read_magic(source)
-    if not start or any(magic.startswith(start) for magic in (MAGIC, SHORT_MAGIC)):
+    if not start or any(magic.startswith(start) for magic in MAGICS):
         return start
     zeros = 0
     while start:

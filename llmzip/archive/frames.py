@@ -57,8 +57,8 @@ class FrameWriter:
         if not first or not frame.tokens:
             return 0
         header = self._with_model()[0]
-        texts = header.name.encode() + header.environment.encode() + header.certificate
-        return _MODEL_FIELDS + len(texts)
+        texts = header.name.encode() + header.environment.encode()
+        return _MODEL_FIELDS + len(texts + header.certificate + header.prime)
 
     def frame(self, content: bytes, *, first: bool, last: bool) -> Frame:
         """The smallest of a raw, zstd, LZMA and model frame.
@@ -147,7 +147,7 @@ class FrameReader:
         """
         if frame.kind == MODEL:
             codec = self.prepare(header)
-            codec = codec if mixing else FrameCodec(codec.tokens, codec.predictor, mixing=False)
+            codec = codec if mixing else codec.without_mixing()
             return codec.costs(content, frame.streams, silent)
         return stored_costs(content, frame)
 

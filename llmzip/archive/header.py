@@ -5,6 +5,7 @@ Every length is checked before anything is allocated.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,15 +14,19 @@ from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
 
 MAGIC = b"LLMZ"
 SHORT_MAGIC = b"LLMz"
+PRIMED_MAGIC = b"LLMp"  # of a short archive with a prime
+MAGICS = (MAGIC, SHORT_MAGIC, PRIMED_MAGIC)
 MAGIC_BYTES = 4
 VERSION = 1
 LONGEST_WINDOW = 15 << 30  # tokens; the most that Window and Overlap can express
 DIGEST_BYTES = 6  # of the model's digest in the header,
 SHORT_DIGEST_BYTES = 1  # and in that of a short archive
 CERTIFICATE_BYTES = 4
+PRIME_DIGEST_BYTES = 8  # likewise of the prime's digest
+SHORT_PRIME_DIGEST_BYTES = 2
 
-_HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT = 1, 2, 4, 8
-_FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT
+_HAS_MODEL, _HAS_NAME, _HAS_CERTIFICATE, _HAS_ENVIRONMENT, _HAS_PRIME = 1, 2, 4, 8, 16
+_FLAGS = _HAS_MODEL | _HAS_NAME | _HAS_CERTIFICATE | _HAS_ENVIRONMENT | _HAS_PRIME
 _ENVIRONMENT_LIMIT = 1 << 12
 
 
@@ -36,6 +41,7 @@ class ModelHeader:
     name: str = ""
     certificate: bytes = b""  # of a converted model: checksum of what it computes
     environment: str = ""  # JSON object of strings, if only the same environment can decode
+    prime: bytes = b""  # first bytes of the digest of the prime, if there is one
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Header:
     data: bytes  # as in the archive
     model: ModelHeader | None
     # one frame of one stream by an embedded model with its defaults; of `model` only the first
-    # byte of the digest is known
+    # bytes of the digests are known
     short: bool = False
 
 
@@ -58,6 +64,10 @@ def write_header(model: ModelHeader | None) -> Header:
         assert round_length(model.overlap) == model.overlap
         fields = bytes([model.profile]) + model.digest_start
         fields += bytes([_encode_length(model.window), _encode_length(model.overlap)])
+        if model.prime:
+            assert len(model.prime) == PRIME_DIGEST_BYTES
+            flags |= _HAS_PRIME
+            fields += model.prime
         if model.certificate:
             assert len(model.certificate) == CERTIFICATE_BYTES
             flags |= _HAS_CERTIFICATE
@@ -74,13 +84,21 @@ def write_header(model: ModelHeader | None) -> Header:
     return Header(MAGIC + bytes([VERSION, flags]) + fields, model)
 
 
-def write_short_header(digest: bytes) -> Header:
-    """The header of a short archive; `digest` is that of an embedded model."""
-    return _short_header(SHORT_MAGIC + digest[:SHORT_DIGEST_BYTES])
+def write_short_header(digest: bytes, prime: bytes = b"") -> Header:
+    """The header of a short archive; the digests are those of an embedded model and of the prime,
+    if there is one."""
+    magic = PRIMED_MAGIC if prime else SHORT_MAGIC
+    return _short_header(magic, digest[:SHORT_DIGEST_BYTES], prime[:SHORT_PRIME_DIGEST_BYTES])
 
 
-def _short_header(data: bytes) -> Header:
-    return Header(data, ModelHeader(0, data[MAGIC_BYTES:], 0, 0), short=True)
+def _short_header(magic: bytes, digest: bytes, prime: bytes) -> Header:
+    model = ModelHeader(0, digest, 0, 0, prime=prime)
+    return Header(magic + digest + prime, model, short=True)
+
+
+def prime_digest(prime: bytes) -> bytes:
+    """What a header stores of a prime, if not fewer bytes; b"" of none."""
+    return hashlib.blake2b(prime, digest_size=PRIME_DIGEST_BYTES).digest() if prime else b""
 
 
 def read_up_to(source: BinaryIO, count: int) -> bytes:
@@ -110,10 +128,12 @@ def read_header(magic: bytes, take: Callable[[int], bytes]) -> Header:
 
     Raises CorruptArchive, TruncatedArchive or UnsupportedArchive.
     """
-    if magic == SHORT_MAGIC:
-        return _short_header(magic + take(SHORT_DIGEST_BYTES))
+    if magic in (SHORT_MAGIC, PRIMED_MAGIC):
+        digest = take(SHORT_DIGEST_BYTES)
+        prime = take(SHORT_PRIME_DIGEST_BYTES) if magic == PRIMED_MAGIC else b""
+        return _short_header(magic, digest, prime)
     if magic != MAGIC:
-        if magic and any(full.startswith(magic) for full in (MAGIC, SHORT_MAGIC)):
+        if magic and any(full.startswith(magic) for full in MAGICS):
             raise TruncatedArchive("the archive ends too early")
         raise CorruptArchive("not an llmzip archive (it does not begin with LLMZ)")
     version, flags = take(2)
@@ -150,6 +170,7 @@ def _read_model(take: Callable[[int], bytes], flags: int) -> ModelHeader:
         digest_start=fields[1:7],
         window=window,
         overlap=overlap,
+        prime=take(PRIME_DIGEST_BYTES) if flags & _HAS_PRIME else b"",
         certificate=take(CERTIFICATE_BYTES) if flags & _HAS_CERTIFICATE else b"",
         environment=take_text(2, _ENVIRONMENT_LIMIT) if flags & _HAS_ENVIRONMENT else "",
         name=take_text(1, 255) if flags & _HAS_NAME else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmzip.coding.frame import FRAME_LIMIT
@@ -13,6 +13,7 @@ from llmzip.errors import LlmzipError
 FRAME_SIZE = 4 << 20  # bytes of content
 _SHORTEST_WINDOW = 16  # tokens
 _ACTIVATIONS = ("a8", "a16")
+PRIME_LIMIT = 1 << 20  # bytes
 
 _NONE = type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -24,6 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "context": (int, tuple, _NONE),
     "frame_size": (int,),
     "max_length": (int, _NONE),
+    "prime": (bytes, _NONE),
 }
 
 
@@ -37,6 +39,8 @@ class Options:
     # For both directions:
     model: str | None = None  # name, folder, GGUF file or hub id; None: default, or the archive's
     device: str = "cpu"  # torch device
+    # a text like the content, which is learned from before it; the decoder needs it, too
+    prime: bytes | None = field(default=None, repr=False)
     # For compression:
     streams: int | None = None  # a frame; None: by the frame's length, see stream_tokens
     stream_tokens: int = STREAM_TOKENS  # tokens a stream, at least; fewer: faster, larger archives
@@ -68,6 +72,10 @@ class Options:
             raise LlmzipError(f"streams of {self.stream_tokens} tokens; at least 1 is needed")
         if self.max_length is not None and self.max_length < 0:
             raise LlmzipError(f"max_length is {self.max_length}; it must not be negative")
+        if self.prime is not None and not 1 <= len(self.prime) <= PRIME_LIMIT:
+            raise LlmzipError(
+                f"a prime of {len(self.prime)} bytes; 1 to {PRIME_LIMIT} are possible"
+            )
         if not 1 <= self.frame_size <= FRAME_LIMIT:
             raise LlmzipError(f"frames of {self.frame_size} bytes; 1 to {FRAME_LIMIT} are possible")
         if isinstance(self.context, int):

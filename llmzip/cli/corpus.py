@@ -199,7 +199,7 @@ def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bo
     from concurrent.futures import ThreadPoolExecutor
 
     command = [sys.executable, "-m", "llmzip", "test", "--device", arguments.device]
-    for option in ("model", "max_output"):
+    for option in ("model", "max_output", "prime"):
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     command += ["--allow-download"] * arguments.allow_download + ["-f"] * arguments.force

@@ -90,7 +90,7 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
         progress_bar(arguments.file, source, arguments, True) as progress,
     ):
         start = header.read_magic(source)
-        if start in (header.MAGIC, header.SHORT_MAGIC):
+        if start in header.MAGICS:
             rest = _Prepended(start, source)
             for pieces, bits in frames.archive_costs(rest, options, progress):  # type: ignore[arg-type]
                 yield from zip(pieces, bits.tolist(), strict=True)

@@ -24,6 +24,8 @@ def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Optio
     given = {n: v for n in _NAMES if (v := getattr(arguments, n, None)) is not None}
     if getattr(arguments, "max_output", None) is not None:
         given["max_length"] = arguments.max_output
+    if getattr(arguments, "prime", None) is not None:
+        given["prime"] = _read_prime(arguments.prime)
     preset = getattr(arguments, "preset", None)
     if writing and preset is not None:
         from llmzip import models
@@ -36,6 +38,19 @@ def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Optio
         return llmzip.Options(**given)
     except LlmzipError as error:
         raise UsageError(str(error)) from None
+
+
+def _read_prime(name: str) -> bytes:
+    from llmzip.archive.options import PRIME_LIMIT
+
+    try:
+        with open(name, "rb") as file:
+            prime = file.read(PRIME_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"--prime {name}: {error.strerror or error}") from None
+    if len(prime) > PRIME_LIMIT:
+        raise UsageError(f"--prime {name}: longer than {PRIME_LIMIT} bytes, the limit")
+    return prime
 
 
 def set_threads(count: int | None) -> None:

@@ -323,6 +323,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prime", metavar="FILE", help="text like the content, up to 1 MiB, to "
+                        "learn from first: makes small archives smaller; decompressing needs the "
+                        "same text")  # fmt: skip
     parser.add_argument("--model", metavar="M", help="name of an embedded or installed "
                         "model, folder, GGUF file or hub id")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")

@@ -43,7 +43,7 @@ def list_archives(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return int(failed)
     print(f"{'compressed':>14} {'content':>14}  bits/byte  name")
-    rows = [(e["archive_bytes"], e["content_bytes"], e["file"]) for e in found]
+    rows = [(e["archive_bytes"], e["content_bytes"], e["file"] + _primes(e)) for e in found]
     if len(rows) > 1:
         rows.append((sum(r[0] for r in rows), sum(r[1] for r in rows), "(all)"))
     for small, large, name in rows:
@@ -89,9 +89,17 @@ def _model_line(model: dict[str, Any] | None) -> str:
     if model is None:
         return "none"
     line = f"{model['name'] or 'unknown'} ({model['digest']}…)"
+    prime = f", prime {model['prime']}…" if model["prime"] else ""
     if model["defaults"]:
-        return f"{line}, with its defaults"
-    return f"{line}, {model['activations']}, context {model['window']}, overlap {model['overlap']}"
+        return f"{line}, with its defaults{prime}"
+    context = f"context {model['window']}, overlap {model['overlap']}"
+    return f"{line}, {model['activations']}, {context}{prime}"
+
+
+def _primes(entry: dict[str, Any]) -> str:
+    models = (archive["model"] for archive in entry["archives"])
+    needed = dict.fromkeys(model["prime"] for model in models if model and model["prime"])
+    return f"  (needs --prime {', '.join(f'{digest}…' for digest in needed)})" if needed else ""
 
 
 def _print_costs(entry: dict[str, Any]) -> None:
@@ -174,6 +182,7 @@ def _describe_model(header: Header) -> dict[str, Any] | None:
         "mixing": fields and fields.profile >> 4,
         "window": fields and fields.window,
         "overlap": fields and fields.overlap,
+        "prime": model.prime.hex() or None,
     }
 
 

@@ -7,6 +7,7 @@ nothing of archives. Torch is loaded when it is needed, not before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +20,10 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmzip.coding.prime import Prime
     from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
-    from llmzip.mixing.state import Blank
+    from llmzip.mixing.state import Blank, State
     from llmzip.tokenizer import Tokens
 
 STREAM_TOKENS = 2048  # by default no stream is shorter, unless it is the only one,
@@ -49,6 +51,31 @@ class FrameCodec:
         self.tokens, self.predictor, self.mixing = tokens, predictor, mixing
         self.vocabulary = Vocabulary(tokens.spellings)
         self._frequencies = TokenFrequencies(predictor.vocabulary, self.vocabulary.ids)
+        self._prime: Prime | None = None
+        self._prefix = np.zeros(0, dtype=np.int32)  # ranks that the model sees before a stream
+        self._last_primed: FrameCodec | None = None
+
+    def primed(self, prime: bytes) -> FrameCodec:
+        """The same codec, but that every frame begins as if `prime` came before it, unless it is
+        b"". The codec of the last prime is kept."""
+        from llmzip.coding.prime import Prime
+
+        if not prime:
+            return self
+        last = self._last_primed
+        if last is None or last._prime is None or last._prime.text != prime:
+            last = copy(self)
+            ranks = self._ranks(prime)
+            last._prime = Prime(prime, lambda state: self._learn_all(ranks, 1, state))
+            last._prefix = ranks[max(0, len(ranks) - self.predictor.context.overlap) :]
+            self._last_primed = last
+        return last
+
+    def without_mixing(self) -> FrameCodec:
+        """The same codec, but that the language model alone predicts."""
+        alone = copy(self)
+        alone.mixing = False
+        return alone
 
     def encode(
         self,
@@ -68,7 +95,8 @@ class FrameCodec:
         streams = self._plan_streams(len(ranks), streams, stream_tokens)
         short = short and streams == 1
         encoder = Encoder()
-        coder = TokenEncoder(self.vocabulary, streams, len(content), mixing=self.mixing)
+        state = self._state(streams, len(content))
+        coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
         report = _Share(progress, len(content), encoder.size)
         for share, bits, probabilities in self._decide(ranks, streams, coder):
             encoder.put_bits(bits, probabilities)
@@ -90,7 +118,8 @@ class FrameCodec:
 
         ranks = self._ranks(content)
         streams = self._plan_streams(len(ranks), streams, stream_tokens)
-        coder = TokenEncoder(self.vocabulary, streams, len(content), mixing=self.mixing)
+        state = self._state(streams, len(content))
+        coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
         spent = 0.0
         report = _Share(progress, len(content), lambda: int(spent) // 8)
         table, last = deal(ranks, streams)
@@ -107,14 +136,28 @@ class FrameCodec:
 
     def learn(self, content: bytes, start: Blank) -> Blank:
         """The state that `content` leaves mixing in, if it begins with `start`."""
-        from llmzip.coding.token_coder import TokenEncoder
+        from llmzip.mixing.state import new_state, start_of
 
         ranks = self._ranks(content)
         streams = self._plan_streams(len(ranks), None)
-        coder = TokenEncoder(self.vocabulary, streams, len(content), start=start)
-        for _ in self._decide(ranks, streams, coder):
+        state = new_state(streams, len(content), start)
+        self._learn_all(ranks, streams, state)
+        return start_of(state)
+
+    def _learn_all(self, ranks: np.ndarray, streams: int, state: State) -> None:
+        """Code tokens for nothing but what `state` learns."""
+        from llmzip.coding.token_coder import TokenEncoder
+
+        for _ in self._decide(ranks, streams, TokenEncoder(self.vocabulary, state)):
             pass
-        return coder.learned
+
+    def _state(self, streams: int, length: int) -> State:
+        """What the mixing of a frame of `length` bytes begins with."""
+        from llmzip.mixing.state import new_state
+
+        if self._prime and self.mixing:
+            return self._prime.state(streams, length)
+        return new_state(streams, length)
 
     def _decide(
         self, ranks: np.ndarray, streams: int, coder: TokenEncoder, *, tokenwise: bool = False
@@ -159,21 +202,20 @@ class FrameCodec:
         tokens = frame.tokens or frame.content_length
         steps = -(-tokens // frame.streams)
         last = tokens - (steps - 1) * frame.streams
-        memory = self.predictor.memory(frame.streams, steps)
+        memory = self.predictor.memory(frame.streams, steps + len(self._prefix))
         if frame.streams > 1 and memory > MEMORY_LIMIT:
             raise UnsupportedArchive(
                 f"{frame.streams} streams at once need {memory >> 20} MiB; "
                 f"the limit is {MEMORY_LIMIT >> 20} MiB"
             )
         table = np.zeros((steps, frame.streams), dtype=np.int32)
-        coder = TokenDecoder(
-            self.vocabulary, frame.streams, frame.content_length, frame.payload, mixing=self.mixing
-        )
+        state = self._state(frame.streams, frame.content_length)
+        coder = TokenDecoder(self.vocabulary, state, frame.payload, mixing=self.mixing)
         lengths = self.vocabulary.tokens.lengths
         report = _Share(progress, frame.content_length, None, len(frame.payload))
         with StreamThreads(frame.streams, self.predictor.cores(frame.streams)) as threads:
             parts = threads.parts
-            runs = [self.predictor.run(part.stop - part.start, steps) for part in parts]
+            runs = [self._run(part.stop - part.start, steps) for part in parts]
             coming = [threads.start(self._step, run, None) for run in runs]
             left, step = frame.content_length, 0
             while step < steps:
@@ -194,6 +236,13 @@ class FrameCodec:
                     steps = step
                 report.done(1 - left / frame.content_length)
         return self.tokens.decode(self.vocabulary.ids[gather(table[:steps], last)])
+
+    def _run(self, streams: int, steps: int) -> Run:
+        if not len(self._prefix):
+            return self.predictor.run(streams, steps)
+        import torch
+
+        return self.predictor.run(streams, steps, torch.from_numpy(self._ids(self._prefix)))
 
     def _step(self, run: Run, ranks: np.ndarray | None) -> np.ndarray:
         """Each stream's last token (None at the start) → frequencies of its next, int32 [S, n]."""
@@ -218,7 +267,11 @@ class FrameCodec:
         if streams is None:
             streams = min(MOST_STREAMS, tokens // stream_tokens)
         streams = max(1, min(streams, tokens))
-        while streams > 1 and self.predictor.memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
+        prefix = len(self._prefix)
+        while (
+            streams > 1
+            and self.predictor.memory(streams, -(-tokens // streams) + prefix) > MEMORY_LIMIT
+        ):
             streams //= 2
         return streams
 
@@ -248,7 +301,7 @@ class FrameCodec:
             return
         ids = torch.from_numpy(self._ids(table.T))
         logits: Tensor
-        for logits in self.predictor.run(table.shape[1], len(table)).score(ids):
+        for logits in self._run(table.shape[1], len(table)).score(ids):
             count, streams = logits.shape[:2]
             rows = self._frequencies.of(logits.reshape(count * streams, -1))
             chunk = rows.reshape(count, streams, -1)

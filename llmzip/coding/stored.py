@@ -7,11 +7,12 @@ import lzma
 import numpy as np
 import zstandard
 
-from llmzip.coding.frame import FRAME_LIMIT, LZMA, RAW, ZSTD, Frame
+from llmzip.coding.frame import FRAME_LIMIT, LZMA, RAW, SMALL, ZSTD, Frame
 from llmzip.errors import CorruptArchive
 
 _ZSTD_LEVEL = 19
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": FRAME_LIMIT}]
+_SMALL_LZMA = [{**_LZMA[0], "dict_size": SMALL}]  # the same bytes, in less memory
 
 
 def store(content: bytes, last: bool) -> Frame:
@@ -19,7 +20,8 @@ def store(content: bytes, last: bool) -> Frame:
     payload = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(content)
     if len(payload) + 2 >= len(content):
         return Frame(RAW, len(content), content, last=last)
-    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=_LZMA)
+    filters = _SMALL_LZMA if len(content) <= SMALL else _LZMA
+    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=filters)
     if len(packed) < len(payload):
         return Frame(LZMA, len(content), packed, last=last)
     return Frame(ZSTD, len(content), payload, last=last)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmzip.bit_decoder import new_coder
 from llmzip.errors import CorruptArchive
-from llmzip.mixing.state import Blank, limit_confidence, new_state
+from llmzip.mixing.state import State
 from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.mixing.walk import Decisions, code_rows, new_scratch
 
@@ -18,11 +18,9 @@ _DECISIONS_PER_BYTE = 9  # the flag and the bits
 
 
 class _TokenCoder:
-    def __init__(
-        self, vocabulary: Vocabulary, streams: int, length: int, mixing: bool, start: Blank | None
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, state: State, mixing: bool) -> None:
         self._vocabulary, self._mixing = vocabulary, mixing
-        self._history, self._learned = new_state(streams, length, start)
+        self._history, self._learned = state
         self._scratch = new_scratch(len(vocabulary))
 
     def _code(
@@ -48,18 +46,9 @@ class _TokenCoder:
 class TokenEncoder(_TokenCoder):
     """Notes the decisions that spell tokens."""
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        streams: int,
-        length: int,
-        *,
-        mixing: bool = True,
-        start: Blank | None = None,
-    ) -> None:
-        """For a frame of `length` bytes in S streams. `start` is the state to begin with, if not
-        the usual one."""
-        super().__init__(vocabulary, streams, length, mixing, start)
+    def __init__(self, vocabulary: Vocabulary, state: State, *, mixing: bool = True) -> None:
+        """`state` to begin with, which is changed."""
+        super().__init__(vocabulary, state, mixing)
 
     def code(
         self, frequencies: np.ndarray, first: int, streams: int, ranks: np.ndarray
@@ -77,26 +66,15 @@ class TokenEncoder(_TokenCoder):
         count = int(decisions.made[0])
         return decisions.bits[:count], decisions.probabilities[:count]
 
-    @property
-    def learned(self) -> Blank:
-        """The part of the state that can be another frame's start."""
-        learned = Blank(*(getattr(self._learned, name).copy() for name in Blank._fields))
-        return limit_confidence(learned)
-
 
 class TokenDecoder(_TokenCoder):
     """Asks a payload for tokens; a damaged one gives wrong tokens, or CorruptArchive."""
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        streams: int,
-        length: int,
-        payload: bytes,
-        *,
-        mixing: bool = True,
+        self, vocabulary: Vocabulary, state: State, payload: bytes, *, mixing: bool = True
     ) -> None:
-        super().__init__(vocabulary, streams, length, mixing, None)
+        """`state` as for `TokenEncoder`."""
+        super().__init__(vocabulary, state, mixing)
         padded = payload + bytes(-len(payload) % 4)
         self._words = np.frombuffer(padded, ">u4").astype(np.uint32)
         self._coder = new_coder(self._words)

@@ -45,15 +45,26 @@ class Cache:
         capacity = self.arrays[2].shape[-1]
         if self.length + count <= capacity:
             return
-        drop = max(0, self.length - self.window + 1) // matmul.MULTIPLE * matmul.MULTIPLE
-        keep, before = self.length - drop, self.arrays
+        drop, before = self._droppable(), self.arrays
+        keep = self.length - drop
         if keep + count > capacity:
             self.arrays = self._allocate(keep + count)
-        for i, (target, source) in enumerate(zip(self.arrays, before, strict=True)):
+        self._take(before, drop, self.length)
+
+    def _droppable(self) -> int:
+        return max(0, self.length - self.window + 1) // matmul.MULTIPLE * matmul.MULTIPLE
+
+    def _take(self, sources: tuple[np.ndarray, ...], start: int, stop: int) -> None:
+        """Hold tokens `start` … `stop - 1` of other arrays, or of these."""
+        for i, (target, source) in enumerate(zip(self.arrays, sources, strict=True)):
             if self._packed and i < 2:
                 unit = (matmul.LANES, matmul.GROUP)[i]
-                arrays = source[:, :, :, drop // unit : -(-self.length // unit)].copy()
+                arrays = source[:, :, :, start // unit : -(-stop // unit)].copy()
                 target[:, :, :, : arrays.shape[3]] = arrays
             else:
-                target[..., :keep] = source[..., drop : self.length].copy()
-        self.length = keep
+                target[..., : stop - start] = source[..., start:stop].copy()
+        self.length = stop - start
+
+    def continue_from(self, other: Cache) -> None:
+        """Hold what one stream's cache holds, for all streams of this one, which is empty."""
+        self._take(other.arrays, other._droppable(), other.length)

@@ -52,16 +52,28 @@ class Predictor(Protocol):
     """A language model with its context window."""
 
     vocabulary: int  # V
+    context: Context
     fingerprint: bytes  # of the code of a converted model (`exact.convert.verify`); else empty
 
-    def run(self, streams: int, steps: int) -> Run:
-        """Begin `streams` streams of at most `steps` tokens each."""
+    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> Run:
+        """Begin `streams` streams of at most `steps` tokens each.
+
+        All of them begin after BOS and `prefix`, int64 [P], at most the overlap: as if the window
+        had just restarted.
+        """
 
     def memory(self, streams: int, steps: int) -> int:
-        """The bytes that such a run needs, about."""
+        """The bytes that such a run needs, about; a prefix counts as steps."""
 
     def cores(self, rows: int) -> int:
         """How many cores `rows` tokens at a time keep busy."""
+
+
+def repeated(prefix: Tensor | None, streams: int) -> Tensor:
+    """The prefix of each stream, int64 [S, P]."""
+    if prefix is None:
+        return torch.empty(streams, 0, dtype=torch.int64)
+    return prefix[None].repeat(streams, 1)
 
 
 def require_memory(needed: int, device: str, name: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmzip.exact import ModelSpec, fused, ops, selftest
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY, Architecture, ExactLlama
-from llmzip.inference.base import Context, context_for, require_memory, require_window
+from llmzip.inference.base import Context, context_for, repeated, require_memory, require_window
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -44,13 +44,27 @@ class ExactPredictor:
         self.fingerprint = fingerprint
         # whether decode steps are replayed as a CUDA graph
         self.replays = model.device.type == "cuda"
+        self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
-    def run(self, streams: int, steps: int) -> _ExactRun:
-        """Begin `streams` streams of at most `steps` tokens each."""
-        return _ExactRun(self, streams, steps)
+    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _ExactRun:
+        """Begin `streams` streams of at most `steps` tokens each, after `prefix`."""
+        return _ExactRun(self, streams, steps, prefix)
+
+    def after_prefix(self, prefix: Tensor) -> tuple[Any, Tensor] | None:
+        """Cache and hidden state [1, 1, H] of one stream after BOS and a prefix; the last ones are
+        kept for the next run. None if the model's caches cannot be copied."""
+        if not isinstance(self.model, FusedLlama):
+            return None
+        known = self._after_prefix
+        if known is None or not torch.equal(known[0], prefix):
+            run = _ExactRun(self, 1, 1, prefix)
+            hidden = run.catch_up()
+            known = self._after_prefix = prefix, run.cache, hidden
+        return known[1:]
 
     def memory(self, streams: int, steps: int) -> int:
-        """The bytes that such a run needs, about: KV cache, logits, frequencies, activations."""
+        """The bytes that such a run needs, about: KV cache, logits, frequencies, activations.
+        A prefix counts as steps."""
         spec = self.model.spec
         limit = min(self.context.window, steps)
         tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
@@ -175,14 +189,17 @@ class _Replay:
 
 
 class _ExactRun:
-    def __init__(self, predictor: ExactPredictor, streams: int, steps: int) -> None:
+    def __init__(
+        self, predictor: ExactPredictor, streams: int, steps: int, prefix: Tensor | None
+    ) -> None:
         self._p = predictor
         self._streams = streams
-        self._capacity = min(predictor.context.window, steps)
         self._device = predictor.model.device
+        self._given, self._prefix = prefix, repeated(prefix, streams).to(self._device)
+        self._capacity = min(predictor.context.window, steps + self._prefix.shape[1])
         self._recent: list[Tensor] = []  # since the last restart, [S, n] each
         self._replay: _Replay | None = None
-        self._restart(torch.empty(streams, 0, dtype=torch.int64, device=self._device))
+        self._restart(self._prefix)
 
     def _restart(self, prefix: Tensor) -> None:
         """Begin a window: the next tokens to feed are BOS and `prefix` [S, n]."""
@@ -190,15 +207,25 @@ class _ExactRun:
         self._position = 0
         self._recent = [prefix]
         self._waiting = torch.cat([bos, prefix], 1)
-        self._cache: Any = self._p.model.new_cache(self._streams, self._capacity)
+        self.cache: Any = self._p.model.new_cache(self._streams, self._capacity)
 
     def _feed(self, ids: Tensor) -> Tensor:
         """ids [S, T] that fit into the window → hidden states [S, T, H]."""
-        hidden = self._p.model.forward(ids, self._cache, self._position)
+        hidden = self._p.model.forward(ids, self.cache, self._position)
         self._position += ids.shape[1]
         return hidden
 
-    def _catch_up(self) -> Tensor:
+    def _begin(self) -> Tensor:
+        """Feed BOS and the prefix → hidden state of the last, [S, 1, H]."""
+        known = self._p.after_prefix(self._given) if self._given is not None else None
+        if known is None:
+            return self.catch_up()
+        cache, hidden = known
+        self.cache.continue_from(cache)
+        self._position = self._waiting.shape[1]
+        return hidden.expand(self._streams, -1, -1)
+
+    def catch_up(self) -> Tensor:
         """Feed the waiting tokens in blocks → hidden state of the last, [S, 1, H]."""
         block = max(1, FORWARD_ROWS // self._streams)
         for ids in torch.split(self._waiting, block, 1):
@@ -206,7 +233,7 @@ class _ExactRun:
         return hidden[:, -1:]
 
     def first(self) -> Tensor:
-        return self._p.model.logits(self._catch_up()[:, 0])
+        return self._p.model.logits(self._begin()[:, 0])
 
     def step(self, ids: Tensor) -> Tensor:
         ids = ids.to(self._device)[:, None]
@@ -215,25 +242,26 @@ class _ExactRun:
         if self._position == context.window:
             recent = torch.cat(self._recent, 1)
             self._restart(recent[:, recent.shape[1] - context.overlap :])
-            return self.first()
+            return self._p.model.logits(self.catch_up()[:, 0])
         if not self._p.replays:
             return self._p.model.logits(self._feed(ids)[:, 0])
         if self._replay is None:
-            self._replay = _Replay(self._p.model, self._cache, self._capacity, self._streams)
-        if self._cache is not None:  # it was filled since the last step
-            self._replay.start(self._cache, self._position)
-            self._cache = None
+            self._replay = _Replay(self._p.model, self.cache, self._capacity, self._streams)
+        if self.cache is not None:  # it was filled since the last step
+            self._replay.start(self.cache, self._position)
+            self.cache = None
         self._position += 1
         return self._replay.step(ids)
 
     def score(self, ids: Tensor) -> Iterator[Tensor]:
-        ids = ids.to(self._device)
+        start = self._prefix.shape[1]
+        ids = torch.cat([self._prefix, ids.to(self._device)], 1)
         context, block = self._p.context, max(1, FORWARD_ROWS // self._streams)
-        done = 0  # tokens whose logits are given
+        done = start  # tokens that are known or whose logits are given
         while done < ids.shape[1]:
-            if done:
+            if done > start:
                 self._restart(ids[:, done - context.overlap : done])
-            yield from self._logits(self._catch_up())
+            yield from self._logits(self._begin() if done == start else self.catch_up())
             done += 1
             stop = min(ids.shape[1], done + context.window - self._position)
             while done < stop:

@@ -18,7 +18,13 @@ from llmzip.errors import InexactDevice, UnsupportedModel
 from llmzip.exact import ModelSpec
 from llmzip.exact.convert.config import load_network, model_spec, parse_config
 from llmzip.exact.quantise import dequantise_tensors
-from llmzip.inference.base import Context, context_for, processor_name, require_memory
+from llmzip.inference.base import (
+    Context,
+    context_for,
+    processor_name,
+    repeated,
+    require_memory,
+)
 from llmzip.models import ModelFiles
 
 _ATTENTION = "eager"  # every architecture has it
@@ -76,9 +82,9 @@ class FloatPredictor:
         self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         self.threads = torch.get_num_threads()
 
-    def run(self, streams: int, steps: int) -> _FloatRun:
-        """Begin `streams` streams."""
-        return _FloatRun(self, streams)
+    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _FloatRun:
+        """Begin `streams` streams, after `prefix`."""
+        return _FloatRun(self, streams, prefix)
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes of logits and frequencies; the size of the KV cache is not known."""
@@ -115,9 +121,9 @@ def _spread(network: Any) -> Any:
 
 
 class _FloatRun:
-    def __init__(self, predictor: FloatPredictor, streams: int) -> None:
+    def __init__(self, predictor: FloatPredictor, streams: int, prefix: Tensor | None) -> None:
         self._p, self._streams = predictor, streams
-        self._recent = torch.empty(streams, 0, dtype=torch.int64)
+        self._recent = repeated(prefix, streams)
         self._restart(self._recent)
 
     def _restart(self, prefix: Tensor) -> None:

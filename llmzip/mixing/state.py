@@ -109,23 +109,62 @@ def save_initial(state: Blank, path: Path = INITIAL) -> None:
     path.write_bytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
 
 
-def new_state(streams: int, length: int, start: Blank | None = None) -> tuple[History, Learned]:
-    """Before the first token of a frame of `length` bytes in S streams.
+State = tuple[History, Learned]
 
-    The sizes follow from the length: at most 32 MiB of slots, 8 MiB of places, and rings of twice
-    the length, at most 8 MiB together.
+
+class Sizes(NamedTuple):
+    """Of the arrays whose size depends on the frame, as powers of two."""
+
+    slots: int
+    ring: int
+    places: int
+
+
+def state_sizes(streams: int, length: int, prime: int = 0) -> Sizes:
+    """For a frame of `length` bytes in S streams: at most 32 MiB of slots, 8 MiB of places, and
+    rings of twice the length, at most 8 MiB together.
+
+    Short frames after a long `prime` have the same sizes, so that they can share a state; a ring
+    has room for both.
     """
-    bits = length.bit_length()
+    bits = max(length, prime).bit_length()
+    ring = bits + 1 if prime else bits
+    return Sizes(
+        slots=min(max(bits + 5, _FEWEST_SLOT_BITS), _MOST_SLOT_BITS),
+        ring=min(max(ring, 7), (_MOST_RING // streams).bit_length() - 1),
+        places=min(max(bits + 1, _FEWEST_PLACE_BITS), _MOST_PLACE_BITS),
+    )
+
+
+def new_state(streams: int, length: int, start: Blank | None = None, *, prime: int = 0) -> State:
+    """Before the first token of a frame, or of its prime of so many bytes: see `state_sizes`."""
+    sizes = state_sizes(streams, length, prime)
     start = start or initial()
     knots = np.minimum(np.arange(REFINED_KNOTS) * 256, 2 * LOGIT_LIMIT + 1)
     learned = Learned(
-        np.zeros(SLOT_BYTES << min(max(bits + 5, _FEWEST_SLOT_BITS), _MOST_SLOT_BITS), np.uint8),
+        np.zeros(SLOT_BYTES << sizes.slots, np.uint8),
         start.maps.copy(),
         start.match.copy(),
         start.weights.copy(),
         start.final.copy(),
         np.tile(SQUASH[knots].astype(np.uint16), (REFINED, 1)),
     )
-    ring = 1 << min(max(bits, 7), (_MOST_RING // streams).bit_length() - 1)
-    places = min(max(bits + 1, _FEWEST_PLACE_BITS), _MOST_PLACE_BITS)
-    return new_history(streams, ring, places), learned
+    return new_history(streams, 1 << sizes.ring, sizes.places), learned
+
+
+def start_of(state: State) -> Blank:
+    """The part that can be another frame's start."""
+    return limit_confidence(Blank(*(getattr(state[1], name).copy() for name in Blank._fields)))
+
+
+def copy_state(state: State) -> State:
+    """All arrays anew."""
+    history, learned = state
+    return History(*(a.copy() for a in history)), Learned(*(a.copy() for a in learned))
+
+
+def spread_history(history: History) -> None:
+    """Give all streams the history of the first; they share the places anyway."""
+    for array in (history.ring, history.ends, history.counters, history.hashes,
+                  history.elements, history.shape):  # fmt: skip
+        array[1:] = array[0]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from llmzip.archive import container
 from llmzip.archive.frames import FrameWriter
+from llmzip.archive.header import prime_digest
 from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
@@ -101,7 +102,8 @@ def _key(task: Task, options: Options) -> str:
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     about = [task.number, task.start, task.length, task.first, task.last, task.decode]
     about += [getattr(options, name) for name in _KEY_OPTIONS]
-    hasher.update(repr(about).encode() + _model_digest(options.model, task.decode))
+    hasher.update(repr(about).encode() + prime_digest(options.prime or b""))
+    hasher.update(_model_digest(options.model, task.decode))
     hasher.update(_file_digest(task.job.source) if task.decode else _content(task))
     return hasher.hexdigest()
 
