@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 from conftest import AWKWARD, PROSE, TINY
 
@@ -14,7 +15,7 @@ PRIME = PROSE[:300].encode()
 
 CASES: dict[str, tuple[bytes, Options]] = {
     "empty": (b"", Options(model=str(TINY))),
-    "raw": (bytes(range(256)), Options(model=str(TINY))),
+    "raw": (random.Random(1).randbytes(256), Options(model=str(TINY))),
     "zstd": (b"again and again, " * 5000, Options(model=str(TINY))),
     "lzma": (AWKWARD["all bytes"] * 3 + b"again" * 40, Options(model=str(TINY))),
     "a8": (PROSE.encode(), Options(model=str(TINY), activations="a8")),

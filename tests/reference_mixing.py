@@ -37,7 +37,7 @@ class Stream:
     def __init__(self) -> None:
         self.text = bytearray()
         self.ends: list[int] = []
-        self.word = self.word_before = self.field = self.digits = 0
+        self.word = self.word_before = self.word_two_before = self.field = self.digits = 0
         self.shape: list[int] = [0] * 12
         self.elements: list[int] = []
         self.above: list[int] = []
@@ -153,15 +153,15 @@ class ReferenceMixer:
             shapes += [z] if i in (4, 11) else []
         node = low | depth << 20
         return [h & M64 for h in (
-            1, c1 + (2 << 8), (last & 0xFFFF) + (3 << 24), (last & 0xFFFFFF) + (4 << 32),
-            (last & 0xFFFFFFFF) * M + 5, (last & 0xFFFFFFFFFFFF) * M * M + 6, st.word * M + 7,
-            (st.word * M + st.word_before) * M + 8, (st.word * M + st.field) * M + 9,
-            (last & 0xFFFFFF00) * M + 10, (a0 | a1 << 8 | c1 << 16) * M + 11,
-            (column | a0 << 8 | st.field << 16) * M + 12, (b0 | b1 << 8 | run << 16) * M + 13,
-            (b0 | c1 << 8 | min(element, 255) << 16) * M + 14, (shapes[0] * M + run) * M + 15,
-            (shapes[1] * M + run) * M + 16, (byte | sure << 8 | c1 << 16) * M + 17,
-            (byte | (last & 0xFFFFFF) << 8) * M + 18, (st.token * M + node) * M + 19,
-            ((st.token_before * M + st.token) * M + node) * M + 20,
+            1, c1 + (2 << 8), (last & 0xFFFF) + (3 << 24), (last & 0xFFFFFFFF) * M + 4,
+            st.word * M + 5, (st.word * M + st.word_before) * M + 6,
+            (st.word * M + st.field) * M + 7, (st.word * M + st.word_two_before) * M + 8,
+            (a0 | a1 << 8 | c1 << 16) * M + 9,
+            (column | a0 << 8 | st.field << 16) * M + 10, (b0 | b1 << 8 | run << 16) * M + 11,
+            (b0 | c1 << 8 | min(element, 255) << 16) * M + 12, (shapes[0] * M + run) * M + 13,
+            (shapes[1] * M + run) * M + 14, (byte | sure << 8 | c1 << 16) * M + 15,
+            (byte | (last & 0xFFFFFF) << 8) * M + 16, (st.token * M + node) * M + 17,
+            ((st.token_before * M + st.token) * M + node) * M + 18,
         )]  # fmt: skip
 
     def find(self, context: int, part: int) -> list[int]:
@@ -185,19 +185,19 @@ class ReferenceMixer:
         places = {0: 4, 1: 1, 2: second, 3: 1, 4: second, 6: 1, 7: second}
         place = places.get(step, 4 + part % 4)
         expected, state = self.expected(st, step, part)
-        x = [0] * 48
+        x = [0] * 40
         for i, slot in enumerate(found):
             history = slot[place]
             if history:
                 p = self.maps[i][history + 256 * flag][0] >> 10
-                x[i], x[20 + i] = (
+                x[i], x[18 + i] = (
                     int(STRETCH[p]),
                     (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3),
                 )
         if expected >= 0:
             p, sign = self.right[state][flag] >> 10, 1 if expected else -1
-            x[40], x[41] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
-        x[42], x[43] = model, 77
+            x[36], x[37] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
+        x[38], x[39] = model, 77
         last, bits = st.text[-1] if st.text else 0, 0 if flag else part
         sets = (
             state, 129 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3),
@@ -264,7 +264,7 @@ class ReferenceMixer:
         if (chr(byte).isalpha() and byte < 128) or byte >= 128:
             st.word = (st.word + (byte | 32)) * W & M64
         elif st.word:
-            st.word_before, st.word = st.word, 0
+            st.word_two_before, st.word_before, st.word = st.word_before, st.word, 0
         digit = 48 <= byte <= 57
         if digit and st.digits:
             st.digits += 1

@@ -27,10 +27,11 @@ from llmzip.mixing.history import (
     TOKEN_BEFORE,
     WORD,
     WORD_BEFORE,
+    WORD_TWO_BEFORE,
     History,
 )
 
-CONTEXTS = 20
+CONTEXTS = 18
 SLOT_BYTES = 8
 FLAG_HISTORY = 4  # its place in a first slot
 _U8, _U16, _U20, _U32, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 32, 40))
@@ -41,7 +42,7 @@ _PART_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 
 @inlined
 def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
-    """Contexts 0 to 15 of stream `s`, those that know nothing of tokens, into uint64 hashes."""
+    """Contexts 0 to 13 of stream `s`, those that know nothing of tokens, into uint64 hashes."""
     counters, kept, ring = history.counters, history.hashes, history.ring
     size, mask = ring.shape[1], ring.shape[1] - 1
     position = counters[s, POSITION]
@@ -50,19 +51,16 @@ def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
     m = _MULTIPLIER
     word = kept[s, WORD]
     field = np.uint64(counters[s, FIELD])
-    # orders 0 to 4, and 6
+    # orders 0, 1, 2 and 4
     hashes[0] = np.uint64(1)
     hashes[1] = c1 + np.uint64(2 << 8)
     hashes[2] = (last & np.uint64(0xFFFF)) + np.uint64(3 << 24)
-    hashes[3] = (last & np.uint64(0xFFFFFF)) + np.uint64(4 << 32)
-    hashes[4] = (last & np.uint64(0xFFFFFFFF)) * m + np.uint64(5)
-    hashes[5] = (last & np.uint64(0xFFFFFFFFFFFF)) * m * m + np.uint64(6)
+    hashes[3] = (last & np.uint64(0xFFFFFFFF)) * m + np.uint64(4)
     # words
-    hashes[6] = word * m + np.uint64(7)
-    hashes[7] = (word * m + kept[s, WORD_BEFORE]) * m + np.uint64(8)
-    hashes[8] = (word * m + field) * m + np.uint64(9)
-    # three bytes without the last one
-    hashes[9] = (last & np.uint64(0xFFFFFF00)) * m + np.uint64(10)
+    hashes[4] = word * m + np.uint64(5)
+    hashes[5] = (word * m + kept[s, WORD_BEFORE]) * m + np.uint64(6)
+    hashes[6] = (word * m + field) * m + np.uint64(7)
+    hashes[7] = (word * m + kept[s, WORD_TWO_BEFORE]) * m + np.uint64(8)
     # the bytes above, in the line before
     above = counters[s, LINE_ABOVE] + position - counters[s, LINE]
     a0, a1 = np.uint64(0), np.uint64(0)
@@ -70,8 +68,8 @@ def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
         a0 = np.uint64(ring[s, above & mask])
         a1 = np.uint64(ring[s, (above + 1) & mask])
     column = np.uint64(min(position - counters[s, LINE], 255))
-    hashes[10] = (a0 | a1 << _U8 | c1 << _U16) * m + np.uint64(11)
-    hashes[11] = (column | a0 << _U8 | field << _U16) * m + np.uint64(12)
+    hashes[8] = (a0 | a1 << _U8 | c1 << _U16) * m + np.uint64(9)
+    hashes[9] = (column | a0 << _U8 | field << _U16) * m + np.uint64(10)
     # the same element of the line before, and the shape of the last elements
     digits = counters[s, DIGITS]
     element = counters[s, ELEMENT]
@@ -89,27 +87,27 @@ def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
         if following >= 0 and position - following < size:
             b1 = np.uint64(ring[s, following & mask])
     run = np.uint64(min(digits, 15))
-    hashes[12] = (b0 | b1 << _U8 | run << _U16) * m + np.uint64(13)
-    hashes[13] = (b0 | c1 << _U8 | np.uint64(min(element, 255)) << _U16) * m + np.uint64(14)
-    hashes[14] = (kept[s, SHAPE5] * m + run) * m + np.uint64(15)
-    hashes[15] = (kept[s, SHAPE12] * m + run) * m + np.uint64(16)
+    hashes[10] = (b0 | b1 << _U8 | run << _U16) * m + np.uint64(11)
+    hashes[11] = (b0 | c1 << _U8 | np.uint64(min(element, 255)) << _U16) * m + np.uint64(12)
+    hashes[12] = (kept[s, SHAPE5] * m + run) * m + np.uint64(13)
+    hashes[13] = (kept[s, SHAPE12] * m + run) * m + np.uint64(14)
 
 
 @inlined
 def hash_tokens(
     history: History, s: int, low: int, depth: int, byte: int, sureness: int, hashes: np.ndarray
 ) -> None:
-    """Contexts 16 to 19: the language model's likeliest next byte and how sure it is; the last
+    """Contexts 14 to 17: the language model's likeliest next byte and how sure it is; the last
     tokens and the node of the trie, which `low` and `depth` tell."""
     last, m = history.hashes[s, LAST8], _MULTIPLIER
     b = np.uint64(byte)
     node = np.uint64(low) | np.uint64(depth) << _U20
     token = np.uint64(history.counters[s, TOKEN])
     before = np.uint64(history.counters[s, TOKEN_BEFORE])
-    hashes[16] = (b | np.uint64(sureness) << _U8 | (last & _BYTE) << _U16) * m + np.uint64(17)
-    hashes[17] = (b | (last & np.uint64(0xFFFFFF)) << _U8) * m + np.uint64(18)
-    hashes[18] = (token * m + node) * m + np.uint64(19)
-    hashes[19] = ((before * m + token) * m + node) * m + np.uint64(20)
+    hashes[14] = (b | np.uint64(sureness) << _U8 | (last & _BYTE) << _U16) * m + np.uint64(15)
+    hashes[15] = (b | (last & np.uint64(0xFFFFFF)) << _U8) * m + np.uint64(16)
+    hashes[16] = (token * m + node) * m + np.uint64(17)
+    hashes[17] = ((before * m + token) * m + node) * m + np.uint64(18)
 
 
 @inlined

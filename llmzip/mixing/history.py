@@ -16,8 +16,8 @@ POSITION, LINE, LINE_ABOVE, FIELD, ELEMENT, DIGITS, ELEMENTS_ABOVE, PARITY = ran
 MATCH_STREAM, MATCH, MATCH_LENGTH, MISSES, TOKEN, TOKEN_BEFORE = range(8, 14)
 COUNTERS = 14
 # columns of History.hashes
-LAST8, BEFORE8, WORD, WORD_BEFORE, SHAPE5, SHAPE12 = range(6)
-HASHES = 6
+LAST8, BEFORE8, WORD, WORD_BEFORE, WORD_TWO_BEFORE, SHAPE5, SHAPE12 = range(7)
+HASHES = 7
 
 ELEMENTS = 256  # elements of a line that are remembered
 SHAPE = 12  # elements of the longest shape
@@ -72,6 +72,7 @@ def observe(history: History, s: int, byte: int) -> None:
     if 97 <= byte <= 122 or 65 <= byte <= 90 or byte >= 128:
         hashes[s, WORD] = (hashes[s, WORD] + np.uint64(byte | 32)) * _WORD_MULTIPLIER
     elif hashes[s, WORD] != 0:
+        hashes[s, WORD_TWO_BEFORE] = hashes[s, WORD_BEFORE]
         hashes[s, WORD_BEFORE], hashes[s, WORD] = hashes[s, WORD], np.uint64(0)
     _observe_element(history, s, byte, position)
     if byte == 10:

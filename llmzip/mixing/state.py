@@ -14,7 +14,7 @@ from llmzip.mixing.contexts import CONTEXTS, SLOT_BYTES
 from llmzip.mixing.history import History, new_history
 from llmzip.mixing.tables import LOGIT_LIMIT, SQUASH
 
-INPUTS = 48  # two a context; two of the match, the language model's, a constant; four unused
+INPUTS = 40  # two a context; two of the match, the language model's, a constant
 MATCH_INPUT, MODEL_INPUT, CONSTANT_INPUT = 2 * CONTEXTS, 2 * CONTEXTS + 2, 2 * CONTEXTS + 3
 
 # Sets of weights: by the state of the match; by the language model's confidence; by the bits of
