@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
 from numba.core import config, event
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 
 from llmzip.folders import writable_cache
 
@@ -40,6 +42,28 @@ def compiled_for_integers(function: Function) -> Function:
     """`compiled`, for floats that hold integers with exact sums: any order of summation and any
     contraction gives the same."""
     return _compiled(function, fastmath={"contract", "reassoc"})
+
+
+def emit_prefetch(builder: Any, address: Any) -> None:
+    """LLVM's code for `prefetch`."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+    to_read, to_keep, data = number(0), number(3), number(1)
+    builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
+
+
+def _typed_prefetch(typing: Any, address: Any) -> Any:
+    """Fetch the line at an address into the first cache; one that does not exist does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit_prefetch(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+prefetch: Any = intrinsic(_typed_prefetch)
 
 
 def _compiled(function: Function, **options: Any) -> Function:

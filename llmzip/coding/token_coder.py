@@ -25,6 +25,7 @@ class _TokenCoder:
 
     def _code(
         self,
+        decoding: bool,
         frequencies: np.ndarray,
         first: int,
         streams: int,
@@ -37,9 +38,8 @@ class _TokenCoder:
         assert frequencies.shape == (len(ranks), len(self._vocabulary))
         assert 0 <= first < first + streams <= len(self._history.ring)
         return code_rows(
-            len(words) > 0 or bool(coder[1]), self._mixing, self._vocabulary.tokens,
-            self._history, self._learned, self._scratch, frequencies, first, streams, ranks,
-            decisions, coder, words,
+            decoding, self._mixing, self._vocabulary.tokens, self._history, self._learned,
+            self._scratch, frequencies, first, streams, ranks, decisions, coder, words,
         )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ class TokenEncoder(_TokenCoder):
             np.zeros(1, dtype=np.int64),
         )
         none = np.zeros(4, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
-        self._code(frequencies, first, streams, ranks.copy(), decisions, *none)
+        self._code(False, frequencies, first, streams, ranks.copy(), decisions, *none)
         count = int(decisions.made[0])
         return decisions.bits[:count], decisions.probabilities[:count]
 
@@ -85,7 +85,7 @@ class TokenDecoder(_TokenCoder):
         """The ranks int32 [k] that `TokenEncoder.code` was given with the same frequencies."""
         ranks = np.zeros(len(frequencies), dtype=np.int32)
         if not self._code(
-            frequencies, first, streams, ranks, self._decisions, self._coder, self._words
+            True, frequencies, first, streams, ranks, self._decisions, self._coder, self._words
         ):
             raise CorruptArchive("the coded words are too few, or make no sense")
         return ranks

@@ -154,6 +154,17 @@ def _exp2_weight(step: np.int32) -> np.int32:
     return weight
 
 
+@inlined
+def _quantise_turned(
+    row: np.ndarray, cos: np.ndarray, sin: np.ndarray, block: int, q: np.ndarray
+) -> np.float32:
+    """A query or key float32 [D] (overwritten), rotated and transformed → int8 q [D]; its scale."""
+    rotate(row, cos, sin)
+    hadamard.transform_row(row, block)
+    scale: np.float32 = quantise(row, q)
+    return scale
+
+
 @compiled
 def _attention_row(
     y: np.ndarray,
@@ -184,10 +195,7 @@ def _attention_row(
     scores = np.empty((shared, n), dtype=np.float32)
     weights = np.empty(n, dtype=np.int32)
     for g in range(groups):
-        key = y[heads + g]
-        rotate(key, cos, sin)
-        hadamard.transform_row(key, key_block)
-        steps[g, at] = quantise(key, q) * score_scale
+        steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         for d in range(head_dim):
             keys[g, d, at] = q[d]
         scales[g, at] = quantise(y[heads + groups + g], q)
@@ -195,10 +203,7 @@ def _attention_row(
             values[g, d, at] = q[d]
         bound = maximum(scales[g, start : at + 1])
         for h in range(shared):
-            query = y[g * shared + h]
-            rotate(query, cos, sin)
-            hadamard.transform_row(query, key_block)
-            q_scales[h] = quantise(query, q)
+            q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, q)
             for d in range(head_dim):
                 queries[h, d] = np.float32(q[d])
         _scores(queries, keys[g], start, scores)
@@ -239,20 +244,14 @@ def _attention_row_by_matmul(
     p = np.empty((shared, n), dtype=np.float32)
     weights = np.empty(n, dtype=np.int32)
     for g in range(groups):
-        key = y[heads + g]
-        rotate(key, cos, sin)
-        hadamard.transform_row(key, key_block)
-        steps[g, at] = quantise(key, q) * score_scale
+        steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         matmul.put_key(keys[g], at, q)
         scales[g, at] = quantise(y[heads + groups + g], q)
         for d in range(head_dim):
             values[g, at // _GROUP, d, at % _GROUP] = q[d]
         bound = maximum(scales[g, start : at + 1])
         for h in range(shared):
-            query = y[g * shared + h]
-            rotate(query, cos, sin)
-            hadamard.transform_row(query, key_block)
-            q_scales[h] = quantise(query, queries[h])
+            q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
         scores = matmul.multiply(queries, keys[g, first // _LANES : (first + width) // _LANES])
         for h in range(shared):
             softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.exact.tiles import VPDPBUSD_256, VPDPBUSD_512, supports, tile
+from llmzip.exact.tiles import VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
 
 INSTRUCTION = VPDPBUSD_512 if supports("avx512vnni") else VPDPBUSD_256
 KEY_TYPE = np.uint8
@@ -29,11 +29,7 @@ def available() -> bool:
 
 def pack(weight: np.ndarray) -> np.ndarray:
     """int8 weights [..., N, K] → uint8 [..., N / L, K / 4, 4 · L]."""
-    *before, n, k = weight.shape
-    shifted = weight.view(np.uint8) ^ np.uint8(_OFFSET)
-    blocks = shifted.reshape(*before, n // _LANES, _LANES, k // _GROUP, _GROUP)
-    packed = np.ascontiguousarray(np.moveaxis(blocks, -3, -2))
-    return packed.reshape(*before, n // _LANES, k // _GROUP, _LANES * _GROUP)
+    return interleave(weight.view(np.uint8) ^ np.uint8(_OFFSET), INSTRUCTION)
 
 
 @compiled

@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from llmzip.compiled import emit_prefetch
 
 PAIR = 2  # blocks that are worked on together, each as wide as a register of 32-bit sums
 _LINE = 64  # bytes of a line of the cache
@@ -45,6 +48,16 @@ class Instruction(NamedTuple):
 VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, widens=False)
 VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, widens=False)
 VPMADDWD = Instruction("llvm.x86.avx2.pmadd.wd", 8, 2, widens=True)
+
+
+def interleave(weight: np.ndarray, instruction: Instruction) -> np.ndarray:
+    """Weights of one byte [..., N, K] → [..., N / lanes, K / group, lanes · group], the order in
+    which they are read."""
+    *before, n, k = weight.shape
+    lanes, group = instruction.lanes, instruction.group
+    blocks = weight.reshape(*before, n // lanes, lanes, k // group, group)
+    packed = np.ascontiguousarray(np.moveaxis(blocks, -3, -2))
+    return packed.reshape(*before, n // lanes, k // group, lanes * group)
 
 
 def supports(feature: str) -> bool:
@@ -113,7 +126,7 @@ def tile(
             begins = builder.and_(i, number(per_line - 1))
             with builder.if_then(builder.icmp_signed("==", begins, number(0))):
                 for b in range(PAIR):
-                    _prefetch(builder, plus(at, size, PAIR + b))
+                    emit_prefetch(builder, plus(at, size, PAIR + b))
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
@@ -142,15 +155,6 @@ def tile(
 
     inlined: Callable[..., Any] = intrinsic(typed)
     return inlined
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Fetch a line into the first cache; an address that does not exist does no harm."""
-    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-    prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-    to_read, to_keep, data = number(0), number(3), number(1)
-    builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
 
 
 def _multiply_add(builder: Any, instruction: Instruction, vector: Any) -> Callable[..., Any]:

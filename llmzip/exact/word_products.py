@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.exact.tiles import VPMADDWD, supports, tile
+from llmzip.exact.tiles import VPMADDWD, interleave, supports, tile
 
 INSTRUCTION = VPMADDWD
 KEY_TYPE = np.int8
@@ -30,10 +30,7 @@ def available() -> bool:
 
 def pack(weight: np.ndarray) -> np.ndarray:
     """int8 weights [..., N, K] → int8 [..., N / 8, K / 2, 16]."""
-    *before, n, k = weight.shape
-    blocks = weight.reshape(*before, n // _LANES, _LANES, k // _GROUP, _GROUP)
-    packed = np.ascontiguousarray(np.moveaxis(blocks, -3, -2))
-    return packed.reshape(*before, n // _LANES, k // _GROUP, _LANES * _GROUP)
+    return interleave(weight, INSTRUCTION)
 
 
 @compiled

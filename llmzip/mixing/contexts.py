@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined, prefetch
 from llmzip.mixing.history import (
     DIGITS,
     ELEMENT,
@@ -113,19 +113,18 @@ def hash_tokens(
 @inlined
 def find_slots(
     slots: np.ndarray, hashes: np.ndarray, part: int, keys: np.ndarray, found: np.ndarray
-) -> int:
+) -> None:
     """The places of the slots of all contexts, after the bits `part` of this byte (1 before the
-    first), into int64 found. The first loop only touches memory, so that all of it is on its way
+    first), into int64 found. The first loop only fetches memory, so that all of it is on its way
     while the second one decides."""
-    touched, mask = np.int64(0), len(slots) // SLOT_BYTES - 1
+    mask, start = len(slots) // SLOT_BYTES - 1, slots.ctypes.data
     for i in range(CONTEXTS):
         key = (hashes[i] + np.uint64(part)) * _PART_MULTIPLIER
         key = (key ^ key >> _U32) * _MULTIPLIER
         keys[i] = key
-        touched += slots[(np.int64(key >> _U32) & mask) * SLOT_BYTES]
+        prefetch(start + (np.int64(key >> _U32) & mask) * SLOT_BYTES)
     for i in range(CONTEXTS):
         found[i] = _find_slot(slots, mask, keys[i])
-    return touched
 
 
 @inlined
