@@ -10,6 +10,7 @@ import numpy as np
 
 from llmzip.bit_decoder import new_coder
 from llmzip.errors import CorruptArchive
+from llmzip.mixing.distribution import Distributions, of_rows
 from llmzip.mixing.state import State
 from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.mixing.walk import Decisions, code_rows, new_scratch
@@ -26,7 +27,7 @@ class _TokenCoder:
     def _code(
         self,
         decoding: bool,
-        frequencies: np.ndarray,
+        given: np.ndarray | Distributions,
         first: int,
         streams: int,
         ranks: np.ndarray,
@@ -34,12 +35,19 @@ class _TokenCoder:
         coder: np.ndarray,
         words: np.ndarray,
     ) -> bool:
+        if isinstance(given, np.ndarray):
+            given = of_rows(given)
         # compiled code does not check
-        assert frequencies.shape == (len(ranks), len(self._vocabulary))
+        if len(given.starts):
+            assert len(given.starts) == len(ranks) + 1
+            assert given.starts[-1] <= len(given.answers)
+        else:
+            assert given.frequencies.shape == (len(ranks), len(self._vocabulary))
+            assert len(given.sums) in (0, len(ranks))
         assert 0 <= first < first + streams <= len(self._history.ring)
         return code_rows(
             decoding, self._mixing, self._vocabulary.tokens, self._history, self._learned,
-            self._scratch, frequencies, first, streams, ranks, decisions, coder, words,
+            self._scratch, given, first, streams, ranks, decisions, coder, words,
         )  # fmt: skip
 
 
@@ -51,10 +59,11 @@ class TokenEncoder(_TokenCoder):
         super().__init__(vocabulary, state, mixing)
 
     def code(
-        self, frequencies: np.ndarray, first: int, streams: int, ranks: np.ndarray
+        self, given: np.ndarray | Distributions, first: int, streams: int, ranks: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Frequencies int32 [k, n] and int32 ranks [k] of the next token of each of the streams
-        `first` … `first + streams - 1` in turn → bits uint8 [d], probabilities uint16 [d]."""
+        """Frequencies int32 [k, n], or distributions, and int32 ranks [k] of the next token of
+        each of the streams `first` … `first + streams - 1` in turn → bits uint8 [d], probabilities
+        uint16 [d]."""
         most = int(self._vocabulary.tokens.lengths[ranks].sum()) * _DECISIONS_PER_BYTE + len(ranks)
         decisions = Decisions(
             np.empty(most, dtype=np.uint8),
@@ -62,7 +71,7 @@ class TokenEncoder(_TokenCoder):
             np.zeros(1, dtype=np.int64),
         )
         none = np.zeros(4, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
-        self._code(False, frequencies, first, streams, ranks.copy(), decisions, *none)
+        self._code(False, given, first, streams, ranks.copy(), decisions, *none)
         count = int(decisions.made[0])
         return decisions.bits[:count], decisions.probabilities[:count]
 
@@ -81,11 +90,14 @@ class TokenDecoder(_TokenCoder):
         nothing = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint16)
         self._decisions = Decisions(*nothing, np.zeros(1, dtype=np.int64))
 
-    def code(self, frequencies: np.ndarray, first: int, streams: int) -> np.ndarray:
+    def code(
+        self, given: np.ndarray | Distributions, first: int, streams: int
+    ) -> np.ndarray:
         """The ranks int32 [k] that `TokenEncoder.code` was given with the same frequencies."""
+        frequencies = given if isinstance(given, np.ndarray) else given.frequencies
         ranks = np.zeros(len(frequencies), dtype=np.int32)
         if not self._code(
-            True, frequencies, first, streams, ranks, self._decisions, self._coder, self._words
+            True, given, first, streams, ranks, self._decisions, self._coder, self._words
         ):
             raise CorruptArchive("the coded words are too few, or make no sense")
         return ranks

@@ -1,10 +1,13 @@
 """The language model's distribution of the next token: sums of frequencies over ranges of ranks.
 
 Frequencies are int32 [n], at least 1, in the order of ranks. They are summed in blocks of 128; the
-sum before a rank is put together where it is asked for.
+sum before a rank is put together where it is asked for. Who encodes knows beforehand what the walk
+will ask (`questions`), and may give the answers instead of frequencies.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +16,36 @@ from llmzip.mixing.tables import LOG2, LOGIT_LIMIT
 
 _BLOCK_BITS = 7
 BLOCK = 1 << _BLOCK_BITS
+ANSWER_BITS = 32  # of a frequency in an answer that names a rank and its frequency
 _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
+
+
+class Distributions(NamedTuple):
+    """The distributions of k tokens: frequencies with or without their sums, or answers."""
+
+    frequencies: np.ndarray  # int32 [k, n]; of answers [1, 1], not used
+    sums: np.ndarray  # int64 [k, blocks + 1] as of `sum_blocks`, or [0, 0]: they are computed
+    most: np.ndarray  # int32 [k, blocks], or [0, 0]
+    answers: np.ndarray  # int64 [a] to the questions of `questions`, token by token,
+    starts: np.ndarray  # int64 [k + 1], and where those of each token begin; or both empty
+
+
+_NO_SUMS = np.zeros((0, 0), dtype=np.int64)
+_NO_MOST = np.zeros((0, 0), dtype=np.int32)
+_NO_ROWS = np.zeros((1, 1), dtype=np.int32)
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def of_rows(
+    frequencies: np.ndarray, sums: np.ndarray = _NO_SUMS, most: np.ndarray = _NO_MOST
+) -> Distributions:
+    """Frequencies int32 [k, n], with their sums in blocks if these are known."""
+    return Distributions(frequencies, sums, most, _NONE, _NONE)
+
+
+def of_answers(answers: np.ndarray, starts: np.ndarray) -> Distributions:
+    """Answers int64 [a] and where those of each token begin, int64 [k + 1]."""
+    return Distributions(_NO_ROWS, _NO_SUMS, _NO_MOST, answers, starts)
 
 
 @inlined

@@ -15,7 +15,9 @@ from llmzip.compiled import compiled, inlined
 from llmzip.mixing import mixer
 from llmzip.mixing.contexts import CONTEXTS, find_slots, hash_bytes, hash_tokens, history_place
 from llmzip.mixing.distribution import (
+    ANSWER_BITS,
     BLOCK,
+    Distributions,
     likeliest,
     logit,
     sum_before,
@@ -44,6 +46,7 @@ from llmzip.mixing.state import (
 from llmzip.mixing.vocabulary import SortedTokens, byte_at, first_from
 
 _SET1, _SET2, _SET3, _SET4 = SET_STARTS[1:]
+_FREQUENCY = (1 << ANSWER_BITS) - 1
 _SURE = 11  # classes of how sure the language model is of its likeliest byte
 
 
@@ -91,7 +94,7 @@ def code_rows(
     history: History,
     learned: Learned,
     scratch: Scratch,
-    frequencies: np.ndarray,
+    given: Distributions,
     first_stream: int,
     streams: int,
     ranks: np.ndarray,
@@ -99,15 +102,23 @@ def code_rows(
     coder: np.ndarray,
     words: np.ndarray,
 ) -> bool:
-    """One token after the other: k of them, whose distributions are int32 frequencies [k, n], of
-    the streams first_stream … first_stream + streams - 1 in turn. Encodes int32 ranks [k] into
-    decisions, or decodes them by coder and words; False where the words make no sense."""
+    """One token after the other: k of them, whose distributions are given, of the streams
+    first_stream … first_stream + streams - 1 in turn. Encodes int32 ranks [k] into decisions, or
+    decodes them by coder and words; False where the words make no sense."""
+    answered, summed = len(given.starts) > 0, len(given.sums) > 0
     for row in range(len(ranks)):
         s = first_stream + row % streams
-        sum_blocks(frequencies[row], scratch.sums, scratch.most)
+        frequencies = given.frequencies[0 if answered else row]
+        sums, most, answers = scratch.sums, scratch.most, given.answers
+        if answered:
+            answers = answers[given.starts[row] : given.starts[row + 1]]
+        elif summed:
+            sums, most = given.sums[row], given.most[row]
+        else:
+            sum_blocks(frequencies, sums, most)
         rank = _code_token(
-            decoding, mixing, tokens, history, learned, scratch, frequencies[row], s,
-            np.int64(ranks[row]), decisions, coder, words,
+            decoding, mixing, tokens, history, learned, scratch, frequencies, sums, most, answers,
+            s, np.int64(ranks[row]), decisions, coder, words,
         )  # fmt: skip
         if rank < 0:
             return False
@@ -124,17 +135,22 @@ def _code_token(
     learned: Learned,
     scratch: Scratch,
     frequencies: np.ndarray,
+    sums: np.ndarray,
+    most: np.ndarray,
+    answers: np.ndarray,
     s: int,
     rank: int,
     decisions: Decisions,
     coder: np.ndarray,
     words: np.ndarray,
 ) -> int:
-    """The rank of the next token of stream `s`; -1 where the words make no sense."""
-    sums, counters = scratch.sums, history.counters
+    """The rank of the next token of stream `s`; -1 where the words make no sense. Its distribution
+    is one of `frequencies`, or known by `answers` to all that is asked here, in this order."""
+    counters, known, asked = history.counters, len(answers) > 0, 1
     # the tokens low … high - 1 are possible; they agree in `depth` bytes
     low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
-    below, upto = np.int64(0), sums[len(scratch.most)]  # sums of frequencies below low, high
+    # sums of frequencies below low, high
+    below, upto = np.int64(0), answers[0] if known else sums[len(most)]
     best = np.int64(-1)
     while True:
         ends = depth > 0 and tokens.lengths[low] == depth
@@ -142,10 +158,15 @@ def _code_token(
         if inner == high:
             break
         sure = 0
+        frequency = np.int64(0)
+        if known:
+            best, frequency = answers[asked] >> ANSWER_BITS, answers[asked] & _FREQUENCY
+            asked += 1
         if mixing:
-            if best < inner or best >= high:
-                best = likeliest(frequencies, scratch.most, inner, high)
-            frequency = np.int64(frequencies[best])
+            if not known:
+                if best < inner or best >= high:
+                    best = likeliest(frequencies, most, inner, high)
+                frequency = np.int64(frequencies[best])
             odds = logit(frequency, max(upto - below - frequency, 1))
             sure = min(max((odds + 1024) >> 8, 0), _SURE)
             hash_bytes(history, s, scratch.hashes)
@@ -163,7 +184,8 @@ def _code_token(
                 if not ends:
                     continue
                 middle = inner
-                one, zero = sums[0] + frequencies[low], upto - below - frequencies[low]
+                split = answers[asked] if known else below + frequencies[low]
+                one, zero = split - below, upto - split
             else:
                 value = (value_low + value_high) >> 1
                 middle = first_from(tokens, inner, high, depth, value)
@@ -174,8 +196,9 @@ def _code_token(
                     else:
                         value_high = value
                     continue
-                split = sum_before(frequencies, sums, middle)
+                split = answers[asked] if known else sum_before(frequencies, sums, middle)
                 one, zero = upto - split, split - below
+            asked += 1
             bit = _code_decision(
                 decoding, mixing, history, learned, scratch, s, step, part, min(depth, 3), sure,
                 one, zero,
@@ -188,7 +211,7 @@ def _code_token(
                 if bit:
                     ended = True
                     break
-                below += frequencies[low]
+                below = split
             elif bit:
                 value_low, inner, below, part = value, middle, split, part * 2 + 1
             else:
