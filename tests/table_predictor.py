@@ -15,6 +15,7 @@ class TablePredictor:
 
     fingerprint = b""
     context = Context(64, 32)
+    on_gpu, kernels = False, None
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:
         """`logits` float32 [V, V], row i after token i; `first` [V]."""
@@ -26,6 +27,9 @@ class TablePredictor:
 
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16
+
+    def most_streams(self, steps: int) -> int:
+        return 64
 
     def cores(self, rows: int) -> int:
         return torch.get_num_threads()

@@ -6,7 +6,7 @@ nothing of archives. Torch is loaded when it is needed, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmzip.coding.lookups import Lookups
     from llmzip.coding.prime import Prime
     from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
@@ -54,6 +55,7 @@ class FrameCodec:
         self._prime: Prime | None = None
         self._prefix = np.zeros(0, dtype=np.int32)  # ranks that the model sees before a stream
         self._last_primed: FrameCodec | None = None
+        self._lookups: Lookups | None = None
 
     def primed(self, prime: bytes) -> FrameCodec:
         """The same codec, but that every frame begins as if `prime` came before it, unless it is
@@ -65,7 +67,7 @@ class FrameCodec:
         last = self._last_primed
         if last is None or last._prime is None or last._prime.text != prime:
             last = copy(self)
-            ranks = self._ranks(prime)
+            ranks = self.ranks(prime)
             last._prime = Prime(prime, lambda state: self._learn_all(ranks, 1, state))
             last._prefix = ranks[max(0, len(ranks) - self.predictor.context.overlap) :]
             self._last_primed = last
@@ -91,13 +93,18 @@ class FrameCodec:
         from llmzip.coding.token_coder import TokenEncoder
         from llmzip.range_coder import Encoder
 
-        ranks = self._ranks(content)
-        streams = self._plan_streams(len(ranks), streams, stream_tokens)
+        ranks = self.ranks(content)
+        if self.predictor.on_gpu and len(ranks):
+            from llmzip.coding import batches
+
+            planned = self.plan_streams(len(ranks), streams, stream_tokens)
+            return batches.encode(self, [(content, ranks, planned)], progress, short=short)[0]
+        streams = self.plan_streams(len(ranks), streams, stream_tokens)
         short = short and streams == 1
         encoder = Encoder()
-        state = self._state(streams, len(content))
+        state = self.new_state(streams, len(content))
         coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
-        report = _Share(progress, len(content), encoder.size)
+        report = Share(progress, len(content), encoder.size)
         for share, bits, probabilities in self._decide(ranks, streams, coder):
             encoder.put_bits(bits, probabilities)
             report.done(share)
@@ -105,6 +112,48 @@ class FrameCodec:
         progress(0, max(0, len(payload) - encoder.size()))
         tokens = 0 if short else len(ranks)
         return Frame(MODEL, len(content), payload, tokens, streams)
+
+    def encode_together(
+        self,
+        contents: Sequence[bytes],
+        streams: int | None,
+        progress: Progress,
+        stream_tokens: int = STREAM_TOKENS,
+    ) -> list[Frame]:
+        """`encode` of several contents, none empty, as batches of the model: the same frames."""
+        from llmzip.coding import batches
+
+        parts = batches.tokenised(self, contents, streams, stream_tokens)
+        return batches.encode(self, parts, progress)
+
+    def decode_together(self, frames: Sequence[Frame], progress: Progress) -> list[bytes]:
+        """`decode` of several MODEL frames with a number of tokens, as batches of the model."""
+        from llmzip.coding import batches
+
+        return batches.decode(self, frames, progress)
+
+    def shape(self, frame: Frame) -> tuple[int, int]:
+        """Streams and steps of a frame. Raises UnsupportedArchive if they need too much memory."""
+        steps = -(-(frame.tokens or frame.content_length) // frame.streams)
+        memory = self.predictor.memory(frame.streams, steps + len(self._prefix))
+        if frame.streams > 1 and memory > MEMORY_LIMIT:
+            raise UnsupportedArchive(
+                f"{frame.streams} streams at once need {memory >> 20} MiB; "
+                f"the limit is {MEMORY_LIMIT >> 20} MiB"
+            )
+        return frame.streams, steps
+
+    def lookups(self) -> Lookups:
+        """Made at the first use."""
+        if self._lookups is None:
+            from llmzip.coding.lookups import CpuLookups, GpuLookups
+
+            device = self.predictor.kernels
+            if device is None:
+                self._lookups = CpuLookups(self.vocabulary, self._frequencies)
+            else:
+                self._lookups = GpuLookups(self.vocabulary, self.predictor.vocabulary, device)
+        return self._lookups
 
     def costs(
         self,
@@ -116,12 +165,12 @@ class FrameCodec:
         """What `encode` would spend: the tokens of `content`, and bits of each, float64 [n]."""
         from llmzip.coding.token_coder import TokenEncoder
 
-        ranks = self._ranks(content)
-        streams = self._plan_streams(len(ranks), streams, stream_tokens)
-        state = self._state(streams, len(content))
+        ranks = self.ranks(content)
+        streams = self.plan_streams(len(ranks), streams, stream_tokens)
+        state = self.new_state(streams, len(content))
         coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
         spent = 0.0
-        report = _Share(progress, len(content), lambda: int(spent) // 8)
+        report = Share(progress, len(content), lambda: int(spent) // 8)
         table, last = deal(ranks, streams)
         costs = np.zeros(table.shape)
         place = 0
@@ -138,8 +187,8 @@ class FrameCodec:
         """The state that `content` leaves mixing in, if it begins with `start`."""
         from llmzip.mixing.state import new_state, start_of
 
-        ranks = self._ranks(content)
-        streams = self._plan_streams(len(ranks), None)
+        ranks = self.ranks(content)
+        streams = self.plan_streams(len(ranks), None)
         state = new_state(streams, len(content), start)
         self._learn_all(ranks, streams, state)
         return start_of(state)
@@ -151,7 +200,7 @@ class FrameCodec:
         for _ in self._decide(ranks, streams, TokenEncoder(self.vocabulary, state)):
             pass
 
-    def _state(self, streams: int, length: int) -> State:
+    def new_state(self, streams: int, length: int) -> State:
         """What the mixing of a frame of `length` bytes begins with."""
         from llmzip.mixing.state import new_state
 
@@ -200,22 +249,18 @@ class FrameCodec:
             return b""
         short = not frame.tokens  # then it is over when the content is, a byte a token at least
         tokens = frame.tokens or frame.content_length
-        steps = -(-tokens // frame.streams)
+        if self.predictor.on_gpu and frame.tokens:
+            return self.decode_together([frame], progress)[0]
+        _, steps = self.shape(frame)
         last = tokens - (steps - 1) * frame.streams
-        memory = self.predictor.memory(frame.streams, steps + len(self._prefix))
-        if frame.streams > 1 and memory > MEMORY_LIMIT:
-            raise UnsupportedArchive(
-                f"{frame.streams} streams at once need {memory >> 20} MiB; "
-                f"the limit is {MEMORY_LIMIT >> 20} MiB"
-            )
         table = np.zeros((steps, frame.streams), dtype=np.int32)
-        state = self._state(frame.streams, frame.content_length)
+        state = self.new_state(frame.streams, frame.content_length)
         coder = TokenDecoder(self.vocabulary, state, frame.payload, mixing=self.mixing)
         lengths = self.vocabulary.tokens.lengths
-        report = _Share(progress, frame.content_length, None, len(frame.payload))
+        report = Share(progress, frame.content_length, None, len(frame.payload))
         with StreamThreads(frame.streams, self.predictor.cores(frame.streams)) as threads:
             parts = threads.parts
-            runs = [self._run(part.stop - part.start, steps) for part in parts]
+            runs = [self.new_run(part.stop - part.start, steps) for part in parts]
             coming = [threads.start(self._step, run, None) for run in runs]
             left, step = frame.content_length, 0
             while step < steps:
@@ -235,9 +280,10 @@ class FrameCodec:
                 if short and not left:
                     steps = step
                 report.done(1 - left / frame.content_length)
-        return self.tokens.decode(self.vocabulary.ids[gather(table[:steps], last)])
+        return self.text(gather(table[:steps], last))
 
-    def _run(self, streams: int, steps: int) -> Run:
+    def new_run(self, streams: int, steps: int) -> Run:
+        """The model, before the first tokens of `streams` streams."""
         if not len(self._prefix):
             return self.predictor.run(streams, steps)
         import torch
@@ -246,13 +292,21 @@ class FrameCodec:
 
     def _step(self, run: Run, ranks: np.ndarray | None) -> np.ndarray:
         """Each stream's last token (None at the start) → frequencies of its next, int32 [S, n]."""
+        logits = run.first() if ranks is None else self.logits_after(run, ranks)
+        return self._frequencies.of(logits)
+
+    def logits_after(self, run: Run, ranks: np.ndarray) -> Tensor:
+        """Each stream's last token, int32 [S] → logits of its next, [S, V]."""
         import torch
 
-        if ranks is None:
-            return self._frequencies.of(run.first())
-        return self._frequencies.of(run.step(torch.from_numpy(self._ids(ranks))))
+        return run.step(torch.from_numpy(self._ids(ranks)))
 
-    def _ranks(self, content: bytes) -> np.ndarray:
+    def text(self, ranks: np.ndarray) -> bytes:
+        """What tokens spell."""
+        return self.tokens.decode(self.vocabulary.ids[ranks])
+
+    def ranks(self, content: bytes) -> np.ndarray:
+        """Content → the ranks of its tokens, int32."""
         ranks: np.ndarray = self.vocabulary.ranks[self.tokens.encode(content)]
         return ranks
 
@@ -261,9 +315,10 @@ class FrameCodec:
         ids = self.vocabulary.ids[ranks]
         return np.where(ids < self.predictor.vocabulary, ids, 0).astype(np.int64)
 
-    def _plan_streams(
+    def plan_streams(
         self, tokens: int, streams: int | None, stream_tokens: int = STREAM_TOKENS
     ) -> int:
+        """Into how many streams so many tokens are cut, if `streams` are wished for."""
         if streams is None:
             streams = min(MOST_STREAMS, tokens // stream_tokens)
         streams = max(1, min(streams, tokens))
@@ -280,7 +335,7 @@ class FrameCodec:
         whole."""
         from llmzip.inference import frequencies
 
-        coded = [self._ranks(snippet) for snippet in snippets]
+        coded = [self.ranks(snippet) for snippet in snippets]
         length = min(len(ranks) for ranks in coded)
         table = np.stack([ranks[:length] for ranks in coded], axis=1)
         size = int(self.vocabulary.tokens.lengths[table].sum())
@@ -292,23 +347,25 @@ class FrameCodec:
                 step += len(chunk)
         return bits / max(1, size)
 
+    def scores(self, table: np.ndarray) -> Iterator[Tensor]:
+        """Ranks int32 [steps, S] → logits of all of them, [some steps, S, V]."""
+        import torch
+
+        if len(table):
+            ids = torch.from_numpy(self._ids(table.T))
+            yield from self.new_run(table.shape[1], len(table)).score(ids)
+
     def _score(self, table: np.ndarray, *, stepwise: bool = False) -> Iterator[np.ndarray]:
         """Ranks int32 [steps, S] → frequencies of all of them, int32 [some steps, S, n]; how many
         steps depends on S, unless each comes by itself."""
-        import torch
-
-        if not len(table):
-            return
-        ids = torch.from_numpy(self._ids(table.T))
-        logits: Tensor
-        for logits in self._run(table.shape[1], len(table)).score(ids):
+        for logits in self.scores(table):
             count, streams = logits.shape[:2]
             rows = self._frequencies.of(logits.reshape(count * streams, -1))
             chunk = rows.reshape(count, streams, -1)
             yield from np.split(chunk, count) if stepwise else [chunk]
 
 
-class _Share:
+class Share:
     """Tells a progress callback of a frame in proportion to the work done."""
 
     def __init__(

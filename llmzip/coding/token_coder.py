@@ -90,9 +90,7 @@ class TokenDecoder(_TokenCoder):
         nothing = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint16)
         self._decisions = Decisions(*nothing, np.zeros(1, dtype=np.int64))
 
-    def code(
-        self, given: np.ndarray | Distributions, first: int, streams: int
-    ) -> np.ndarray:
+    def code(self, given: np.ndarray | Distributions, first: int, streams: int) -> np.ndarray:
         """The ranks int32 [k] that `TokenEncoder.code` was given with the same frequencies."""
         frequencies = given if isinstance(given, np.ndarray) else given.frequencies
         ranks = np.zeros(len(frequencies), dtype=np.int32)

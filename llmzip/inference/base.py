@@ -54,6 +54,8 @@ class Predictor(Protocol):
     vocabulary: int  # V
     context: Context
     fingerprint: bytes  # of the code of a converted model (`exact.convert.verify`); else empty
+    on_gpu: bool  # then frames are coded together, if there are several
+    kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
 
     def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> Run:
         """Begin `streams` streams of at most `steps` tokens each.
@@ -67,6 +69,9 @@ class Predictor(Protocol):
 
     def cores(self, rows: int) -> int:
         """How many cores `rows` tokens at a time keep busy."""
+
+    def most_streams(self, steps: int) -> int:
+        """How many streams of `steps` tokens fit into memory, about, when frames are joined."""
 
 
 def repeated(prefix: Tensor | None, streams: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmzip.exact import ModelSpec, fused, ops, selftest
+from llmzip.exact import ModelSpec, fused, gpu, ops, selftest
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY, Architecture, ExactLlama
 from llmzip.inference.base import Context, context_for, repeated, require_memory, require_window
@@ -16,9 +16,13 @@ from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
     from llmzip.exact.convert.model import ExactTransformer
+    from llmzip.exact.gpu.llama import GpuLlama
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
+# the same on a GPU by kernels of its own, which wants rows enough for all of its processors
+_GPU_FORWARD_ROWS, _GPU_LOGIT_ROWS = 1 << 15, 1 << 12
+_MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate
 _PARALLEL_ROWS = 4  # rows from which they pay if a step is a single call
 
@@ -33,7 +37,7 @@ class ExactPredictor:
 
     def __init__(
         self,
-        model: ExactLlama | FusedLlama | ExactTransformer,
+        model: ExactLlama | FusedLlama | GpuLlama | ExactTransformer,
         bos: int,
         context: Context,
         fingerprint: bytes = b"",
@@ -42,8 +46,13 @@ class ExactPredictor:
         self.model, self.bos, self.context = model, bos, context
         self.vocabulary = model.spec.vocabulary
         self.fingerprint = fingerprint
+        self.on_gpu = model.device.type == "cuda"
         # whether decode steps are replayed as a CUDA graph
-        self.replays = model.device.type == "cuda"
+        self.replays = self.on_gpu
+        self.kernels = model.device if self.on_gpu and gpu.available(model.device) else None
+        own = getattr(model, "many_rows", False)
+        self.forward_rows = _GPU_FORWARD_ROWS if own else FORWARD_ROWS
+        self.logit_rows = _GPU_LOGIT_ROWS if own else _LOGIT_ROWS
         self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
     def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _ExactRun:
@@ -71,6 +80,14 @@ class ExactPredictor:
         cache = tokens * 2 * (spec.kv_size + 1) * self.model.key_bytes
         # logits, frequencies and the largest activations, several times
         return streams * (cache + 16 * (spec.vocabulary + 4 * spec.activation_size))
+
+    def most_streams(self, steps: int) -> int:
+        """How many streams of `steps` tokens fit into memory, about. Steps that are replayed have a
+        second KV cache, and there is more than the cache."""
+        if not self.on_gpu:
+            return _MOST_STREAMS
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        return max(1, min(_MOST_STREAMS, free // 3 // self.memory(1, steps)))
 
     def cores(self, rows: int) -> int:
         """How many cores `rows` tokens at a time keep busy."""
@@ -104,8 +121,12 @@ def build(
     }
     if files.config.get("model_type") in LLAMA_TYPES:
         architecture = Architecture.from_config(files.config)
-        llama = fused.fused(ExactLlama(architecture, files.tensors, **settings))
-        return ExactPredictor(llama, files.bos, context)
+        llama = ExactLlama(architecture, files.tensors, **settings)
+        if gpu.available(llama.device) and llama.device.type == "cuda":
+            from llmzip.exact.gpu.llama import accelerated
+
+            return ExactPredictor(accelerated(llama), files.bos, context)
+        return ExactPredictor(fused.fused(llama), files.bos, context)
     from llmzip.exact.convert.model import ExactTransformer
 
     model = ExactTransformer(files.config, files.tensors, **settings)
@@ -184,7 +205,8 @@ class _Replay:
             self._compute()  # fills caches of tables; libraries choose their kernels
         torch.cuda.current_stream(self._model.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # other threads may free pinned memory meanwhile
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = self._compute()
 
 
@@ -227,7 +249,7 @@ class _ExactRun:
 
     def catch_up(self) -> Tensor:
         """Feed the waiting tokens in blocks → hidden state of the last, [S, 1, H]."""
-        block = max(1, FORWARD_ROWS // self._streams)
+        block = max(1, self._p.forward_rows // self._streams)
         for ids in torch.split(self._waiting, block, 1):
             hidden = self._feed(ids)
         return hidden[:, -1:]
@@ -256,7 +278,7 @@ class _ExactRun:
     def score(self, ids: Tensor) -> Iterator[Tensor]:
         start = self._prefix.shape[1]
         ids = torch.cat([self._prefix, ids.to(self._device)], 1)
-        context, block = self._p.context, max(1, FORWARD_ROWS // self._streams)
+        context, block = self._p.context, max(1, self._p.forward_rows // self._streams)
         done = start  # tokens that are known or whose logits are given
         while done < ids.shape[1]:
             if done > start:
@@ -271,7 +293,7 @@ class _ExactRun:
 
     def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Hidden states [S, T, H] → logits of some steps at a time, [steps, S, V]."""
-        steps = max(1, _LOGIT_ROWS // self._streams)
+        steps = max(1, self._p.logit_rows // self._streams)
         for part in torch.split(hidden.transpose(0, 1), steps):
             flat = part.reshape(-1, part.shape[-1])
             yield self._p.model.logits(flat).view(part.shape[0], self._streams, -1)

@@ -59,6 +59,8 @@ class FloatPredictor:
     """A model of transformers, on a GPU in the precision of its files, else in float32."""
 
     fingerprint = b""
+    on_gpu = False  # streams stay apart, as their number is part of the shapes
+    kernels: torch.device | None = None
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
         """`device` "auto" spreads the model over all devices (accelerate's device_map)."""
@@ -89,6 +91,10 @@ class FloatPredictor:
     def memory(self, streams: int, steps: int) -> int:
         """The bytes of logits and frequencies; the size of the KV cache is not known."""
         return streams * 16 * self.vocabulary
+
+    def most_streams(self, steps: int) -> int:
+        """1: frames are never joined."""
+        return 1
 
     def cores(self, rows: int) -> int:
         """1: streams stay together, as their number is part of the shapes."""

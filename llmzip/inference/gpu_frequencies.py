@@ -2,8 +2,9 @@
 
 The bits are those of `frequencies` and of `mixing.distribution`, of which `BLOCK` and the form of
 questions and answers are: a question (low, -1) is answered by the sum of the frequencies of all
-ranks below `low`, (low, high) by rank << 32 | frequency of the first of the likeliest there. Rows of
-a vocabulary stay on the GPU where answers are enough. Import it only where `exact.gpu` is available.
+ranks below `low`, (low, high) by rank << 32 | frequency of the first of the likeliest there. Rows
+of a vocabulary stay on the GPU where answers are enough. Import it only where `exact.gpu` is
+available.
 """
 
 from typing import NamedTuple
@@ -64,7 +65,9 @@ def _frequency_kernel(
     smallest = tl.full((TILE,), _LARGEST, tl.int32)
     for first in range(0, V, TILE):
         real = first + place < V
-        bits = ordered(tl.load(logits + first + place, mask=real, other=0.0).to(tl.int32, bitcast=True))
+        bits = ordered(
+            tl.load(logits + first + place, mask=real, other=0.0).to(tl.int32, bitcast=True)
+        )
         largest = tl.maximum(largest, tl.where(real, bits, _LOWEST))
         smallest = tl.minimum(smallest, tl.where(real, bits, _LARGEST))
     top, low = tl.max(largest, 0), tl.min(smallest, 0)
@@ -170,7 +173,8 @@ class GpuFrequencies:
 
     @torch.inference_mode()
     def rows(self, logits: Tensor) -> Rows:
-        """float32 [k, V] → their distributions. Sets `failed` where `TokenFrequencies.of` raises."""
+        """float32 [k, V] → their distributions. Sets `failed` where `TokenFrequencies.of`
+        raises."""
         count, device = len(logits), logits.device
         frequencies = torch.empty(count, self._size, dtype=torch.int32, device=device)
         sums = torch.empty(count, self._blocks + 1, dtype=torch.int64, device=device)
@@ -185,7 +189,7 @@ class GpuFrequencies:
     @torch.inference_mode()
     def answer(self, rows: Rows, ranks: Tensor, offsets: Tensor, answers: Tensor) -> None:
         """Write the answers to the questions of int32 ranks [k] to `answers` int64 [a], those of
-        the i-th token from offsets[i], int64 [k]."""
+        the i-th token from offsets[i], int64 [k]; rank n has none."""
         _answer_kernel[(len(ranks),)](
             *rows, ranks, *self._questions, offsets, answers, SIZE=self._size,
             BLOCKS=self._blocks, TILE=BLOCK, num_warps=1, **OPTIONS,

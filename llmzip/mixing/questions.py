@@ -25,12 +25,12 @@ class Questions(NamedTuple):
     for the likeliest of low … high - 1, the first of several: rank << 32 | frequency.
     """
 
-    starts: np.ndarray  # int64 [n + 1]: where those of each rank begin
+    starts: np.ndarray  # int64 [n + 2]: where those of each rank begin; rank n, no token, has none
     low: np.ndarray  # int32 [questions]
     high: np.ndarray  # int32 [questions]
 
     def counts(self, ranks: np.ndarray) -> np.ndarray:
-        """How many questions each of the ranks has, int64."""
+        """How many questions each of the int32 ranks has, int64."""
         found: np.ndarray = self.starts[ranks + 1] - self.starts[ranks]
         return found
 
@@ -38,8 +38,9 @@ class Questions(NamedTuple):
 def questions_of(vocabulary: Vocabulary) -> Questions:
     """The questions of all ranks of a vocabulary."""
     tokens, nothing = vocabulary.tokens, np.zeros(0, dtype=np.int32)
-    starts = np.zeros(len(vocabulary) + 1, dtype=np.int64)
+    starts = np.zeros(len(vocabulary) + 2, dtype=np.int64)
     _list(tokens, starts, nothing, nothing)
+    starts[-1] = starts[-2]
     low = np.empty(starts[-1], dtype=np.int32)
     high = np.empty_like(low)
     _list(tokens, starts, low, high)
@@ -92,21 +93,25 @@ def _list_of(tokens: SortedTokens, rank: int, at: int, lows: np.ndarray, highs: 
 
 @compiled
 def answers_of(
-    frequencies: np.ndarray, ranks: np.ndarray, questions: Questions, starts: np.ndarray
+    frequencies: np.ndarray, ranks: np.ndarray, questions: Questions, offsets: np.ndarray, size: int
 ) -> np.ndarray:
-    """Frequencies int32 [k, n] → the answers int64 [a] to the questions of ranks [k], those of the
-    i-th token from starts[i]. The definition; a GPU gives the same."""
-    answers = np.empty(starts[-1], dtype=np.int64)
+    """Frequencies int32 [k, n] → int64 [size], the answers to the questions of int32 ranks [k],
+    those of the i-th token from offsets[i]; rank n has none. The definition; a GPU gives the
+    same."""
+    answers = np.empty(size, dtype=np.int64)
     blocks = (frequencies.shape[1] + BLOCK - 1) // BLOCK
     sums, most = np.zeros(blocks + 1, dtype=np.int64), np.zeros(blocks, dtype=np.int32)
     for row in range(len(ranks)):
-        own, first = frequencies[row], questions.starts[ranks[row]]
+        rank = ranks[row]
+        if rank == frequencies.shape[1]:
+            continue
+        own, first = frequencies[row], questions.starts[rank]
         sum_blocks(own, sums, most)
-        for i in range(starts[row + 1] - starts[row]):
+        for i in range(questions.starts[rank + 1] - first):
             low, high = np.int64(questions.low[first + i]), np.int64(questions.high[first + i])
             if high == SUM:
-                answers[starts[row] + i] = sum_before(own, sums, low)
+                answers[offsets[row] + i] = sum_before(own, sums, low)
             else:
                 best = np.int64(likeliest(own, most, low, high))
-                answers[starts[row] + i] = (best << ANSWER_BITS) | np.int64(own[best])
+                answers[offsets[row] + i] = (best << ANSWER_BITS) | np.int64(own[best])
     return answers

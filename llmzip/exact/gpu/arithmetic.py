@@ -1,7 +1,7 @@
 """Single exact operations inside Triton kernels, bits as `ops` and `attention_rows` define them.
 
-Division and root are the correctly rounded ones; Triton's own `/` is approximate on GPUs. Kernels are
-launched without contraction (`OPTIONS`). Knows nothing of memory.
+Division and root are the correctly rounded ones; Triton's own `/` is approximate on GPUs. Kernels
+are launched without contraction (`OPTIONS`). Knows nothing of models.
 """
 
 from decimal import Decimal

@@ -1,7 +1,7 @@
 """Attention over 8-bit keys and values, by Triton kernels; bits as `attention` defines them.
 
-The cache is a ring: the token at position p has slot p mod C, and C is a multiple of the keys that a
-program reads at a time, so that these never wrap around. No result depends on what a slot holds
+The cache is a ring: the token at position p has slot p mod C, and C is a multiple of the keys that
+a program reads at a time, so that these never wrap around. No result depends on what a slot holds
 that a query must not see. Weights need the largest score and the sum of all weights first, so keys
 are read three times; scores never reach memory.
 
@@ -40,7 +40,9 @@ class LayerCache(NamedTuple):
     scales: Tensor  # float32 [S, G, C]: scales of values
 
 
-def new_layer(streams: int, groups: int, head_dim: int, slots: int, device: torch.device) -> LayerCache:
+def new_layer(
+    streams: int, groups: int, head_dim: int, slots: int, device: torch.device
+) -> LayerCache:
     """An empty cache; `slots` is a multiple of KEYS."""
     assert slots % KEYS == 0
     shape = streams, groups, slots
@@ -117,7 +119,7 @@ def _scores(q, keys, steps, slot, d, D: tl.constexpr):
     """Queries int8 [M, DP] · keys from `slot` → float32 [M, KEYS], in table steps per unit of the
     queries' scales."""
     at = keys + slot[None, :] * D + d[:, None]
-    key = tl.load(at) if D == d.shape[0] else tl.load(at, mask=d[:, None] < D, other=0)
+    key = tl.load(at) if d.shape[0] == D else tl.load(at, mask=d[:, None] < D, other=0)
     return tl.dot(q, key, out_dtype=tl.int32).to(tl.float32) * tl.load(steps + slot)[None, :]
 
 
