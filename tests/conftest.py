@@ -34,6 +34,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# without a GPU Triton's kernels are interpreted, which has to be said before Triton is imported
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # what a user has installed, or converted before, is no matter of tests
 _HOME = tempfile.mkdtemp(prefix="llmzip-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

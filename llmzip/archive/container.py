@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from llmzip.archive.header import (
     read_magic,
 )
 from llmzip.coding.frame import FRAME_LIMIT, SMALL, Frame
-from llmzip.errors import CorruptArchive, PaddingWarning
+from llmzip.errors import CorruptArchive, LlmzipError, PaddingWarning
 
 SUFFIX = ".llmz"
 
@@ -96,7 +97,9 @@ class Reader:
         self.offset = 0  # bytes of content verified or skipped
         self._frames = 0  # likewise frames
         self.fields = b""  # of the frame that was read last
-        self._expected = b""  # its Content_Checksum
+        # Content_Checksum and fields of each frame that was read and not verified yet
+        self._ahead: deque[tuple[bytes, bytes]] = deque()
+        self._failure: LlmzipError | None = None  # of a frame that was read ahead
         self._at_end = False
         self._begin(ArchiveStart(0, read_header(read_magic(source), self._take), 0, 0))
 
@@ -118,16 +121,41 @@ class Reader:
 
         Raises CorruptArchive, UnsupportedArchive.
         """
+        self._ahead.clear()
+        return self._read_frame()
+
+    def _read_frame(self) -> Frame | None:
         header = self._next_header()
         if header is None:
             return None
         payload = self._take(header.payload_length)
         if header.has_payload_checksum and self._take(CHECKSUM_BYTES) != checksum(payload):
             raise CorruptArchive(
-                f"frame {self._frames} is damaged: its payload checksum does not match"
+                f"frame {self._frames + len(self._ahead)} is damaged: its payload checksum does "
+                "not match"
             )
-        self._expected = self._take(CHECKSUM_BYTES)
+        self._ahead.append((self._take(CHECKSUM_BYTES), header.fields))
         return replace(header.frame, payload=payload)
+
+    def next_frames(self, most: int) -> list[Frame]:
+        """The next frame and those that follow it in its archive, `most` in all, each of which has
+        to be verified in this order; none after the last. Raises as `next_frame`: for a later
+        frame only when it is the next one."""
+        frames: list[Frame] = []
+        while len(frames) < most and not (frames and frames[-1].last):
+            try:
+                if self._failure is not None:
+                    raise self._failure
+                frame = self._read_frame()
+            except LlmzipError as error:
+                if not frames:
+                    raise
+                self._failure = error
+                break
+            if frame is None:
+                break
+            frames.append(frame)
+        return frames
 
     def _next_header(self) -> FrameHeader | None:
         if not self._find_frame():
@@ -154,8 +182,9 @@ class Reader:
     def verify(self, frame: Frame, content: bytes) -> None:
         """Check decoded content; use nothing of it before. Raises CorruptArchive."""
         offset = self.offset - self.archive.offset
-        actual = content_checksum(self.archive.header.data, offset, self.fields, content)
-        if len(content) != frame.content_length or self._expected != actual:
+        expected, fields = self._ahead.popleft()
+        actual = content_checksum(self.archive.header.data, offset, fields, content)
+        if len(content) != frame.content_length or expected != actual:
             raise CorruptArchive(
                 f"frame {self._frames} is damaged: its content checksum does not match"
             )
@@ -165,6 +194,8 @@ class Reader:
     def skip(self, frame: Frame) -> None:
         """Leave a frame undecoded; from here on only the structure is verified."""
         self._skipped = True
+        if self._ahead:
+            self._ahead.popleft()
         self._advance(frame)
 
     def _advance(self, frame: Frame) -> None:
@@ -194,6 +225,8 @@ class Reader:
         self._begin(position.archive)
         self._frames, self.offset = position.frame, position.offset
         self._at_end = False
+        self._ahead.clear()
+        self._failure = None
         # from the first frame of an archive on, its Content_Hash can be verified again
         self._skipped = position.frame > position.archive.frame
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -14,7 +17,7 @@ from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL, SMALL, Frame
 from llmzip.coding.frame_codec import FrameCodec, Progress, silent
 from llmzip.coding.stored import restore, store, stored_costs
-from llmzip.errors import LlmzipError, TooLong
+from llmzip.errors import CorruptArchive, LlmzipError, TooLong
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
 _SKIP_RATIO = 400  # content that the stored form makes this much smaller needs no model
@@ -66,13 +69,9 @@ class FrameWriter:
         The model is not tried if a sample shows that it cannot win. Raises LlmzipError.
         """
         stored = store(content, last)
-        if len(content) < 2 or len(stored.payload) * _SKIP_RATIO < len(content):
-            self._progress(len(content), len(stored.payload))
+        if not self._try_model(content, stored):
             return stored
         _, codec, short = self._with_model()
-        if not _may_win(codec, content, 8 * len(stored.payload) / len(content)):
-            self._progress(len(content), len(stored.payload))
-            return stored
         options = self._options
         frame = codec.encode(
             content,
@@ -81,14 +80,45 @@ class FrameWriter:
             options.stream_tokens,
             short=short is not None and first and last and len(content) <= SMALL,
         )
+        return self._smaller(frame, stored, content, first)
+
+    def frames(self, contents: Sequence[bytes], *, first: bool, last: bool) -> list[Frame]:
+        """`frame` of each of the contents, coded together; `first` if they begin the archive,
+        `last` if they end it."""
+        final = len(contents) - 1
+        if not final:
+            return [self.frame(contents[0], first=first, last=last)]
+        with ThreadPoolExecutor() as pool:
+            ends = [last and i == final for i in range(len(contents))]
+            result = list(pool.map(store, contents, ends))
+        tried = [i for i, frame in enumerate(result) if self._try_model(contents[i], frame)]
+        if tried:
+            options, (_, codec, _) = self._options, self._with_model()
+            coded = codec.encode_together(
+                [contents[i] for i in tried], options.streams, self._progress, options.stream_tokens
+            )
+            for i, frame in zip(tried, coded, strict=True):
+                result[i] = self._smaller(frame, result[i], contents[i], first and i == 0)
+        return result
+
+    def _try_model(self, content: bytes, stored: Frame) -> bool:
+        """Whether the model may gain; else the stored form is what is written."""
+        tried = len(content) > 1 and len(stored.payload) * _SKIP_RATIO >= len(content)
+        if tried:
+            _, codec, _ = self._with_model()
+            tried = _may_win(codec, content, 8 * len(stored.payload) / len(content))
+        if not tried:
+            self._progress(len(content), len(stored.payload))
+        return tried
+
+    def _smaller(self, frame: Frame, stored: Frame, content: bytes, first: bool) -> Frame:
+        options, (_, codec, _) = self._options, self._with_model()
         if len(frame.payload) + self._model_fields(frame, first) >= len(stored.payload):
             self._progress(0, len(stored.payload) - len(frame.payload))
             return stored
         if (options.verify or options.same_environment) and codec.decode(frame, silent) != content:
             raise LlmzipError("verification failed: the frame does not decode to its content")
-        return Frame(
-            frame.kind, frame.content_length, frame.payload, frame.tokens, frame.streams, last
-        )
+        return replace(frame, last=stored.last)
 
 
 def _may_win(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
@@ -137,6 +167,27 @@ class FrameReader:
             self._progress(len(content), len(frame.payload))
         self._length += len(content)
         return content
+
+    def contents(self, frames: Sequence[Frame], header: Header, offset: int) -> Iterator[bytes]:
+        """The contents of frames that follow each other, the first of which begins at `offset`;
+        decoded together if they can be, else one by one, so that a damaged one harms no other."""
+        decoded: dict[int, bytes] = {}
+        many = [i for i, frame in enumerate(frames) if frame.kind == MODEL and frame.tokens]
+        end = offset + sum(frame.content_length for frame in frames)
+        limit = self._options.max_length
+        if len(many) > 1 and (limit is None or end <= limit):
+            codec = self.prepare(header)
+            with contextlib.suppress(CorruptArchive):
+                found = codec.decode_together([frames[i] for i in many], self._progress)
+                decoded = dict(zip(many, found, strict=True))
+        for i, frame in enumerate(frames):
+            if i in decoded:
+                content = decoded.pop(i)
+                self._length += len(content)
+            else:
+                content = self.content(frame, header, offset)
+            offset += frame.content_length
+            yield content
 
     def costs(
         self, frame: Frame, header: Header, content: bytes, *, mixing: bool = True

@@ -94,6 +94,12 @@ class Options:
             raise LlmzipError("same-environment mode needs a model: name one")
 
 
+def frames_together(device: str) -> int:
+    """How many frames are coded at a time: on a GPU, twice as many as threads can mix, so that
+    there is always a half that waits for them."""
+    return 2 * (os.cpu_count() or 1) if device.startswith("cuda") else 1
+
+
 def bytes_like(data: Any, function: str) -> memoryview:
     """A bytes-like object as a view of bytes [n]; raises TypeError for anything else.
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from llmzip.archive import container
 from llmzip.archive.frames import FrameReader
 from llmzip.archive.header import ModelHeader
-from llmzip.archive.options import Options
+from llmzip.archive.options import Options, frames_together
 from llmzip.coding.frame_codec import Progress, silent
 
 
@@ -25,12 +25,15 @@ class ArchiveReader:
         *,
         single: bool = False,
     ) -> None:
-        """Reads the header. If `single`, reads nothing beyond the end of the first archive.
+        """Reads the header. If `single`, reads nothing beyond the end of the first archive. On a
+        GPU, iterating decodes several frames together, reading as many ahead.
 
         Raises CorruptArchive, UnsupportedArchive.
         """
         self._reader = container.Reader(source, single=single)
-        self._frames = FrameReader(options or Options(), progress or silent)
+        options = options or Options()
+        self._frames = FrameReader(options, progress or silent)
+        self._together = 1 if single else frames_together(options.device)
         # for `seek`, of each frame seen so far: position in the source, offset of its content,
         # number of its archive
         self._positions, self._offsets = array("Q"), array("Q")
@@ -44,8 +47,12 @@ class ArchiveReader:
         return self._reader.model
 
     def __iter__(self) -> Iterator[bytes]:
-        while (content := self.read_frame()) is not None:
-            yield content
+        while frames := self._reader.next_frames(self._together):
+            header, offset = self._reader.archive.header, self._reader.offset
+            contents = self._frames.contents(frames, header, offset)
+            for frame, content in zip(frames, contents, strict=True):
+                self._reader.verify(frame, content)
+                yield content
 
     def read_frame(self) -> bytes | None:
         """The content of the next frame, verified; None after the last. Raises LlmzipError."""

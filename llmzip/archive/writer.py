@@ -1,4 +1,5 @@
-"""Content in pieces of any length → an archive, written a frame at a time."""
+"""Content in pieces of any length → an archive, written a frame at a time; on a GPU, some frames at
+a time."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import BinaryIO
 
 from llmzip.archive import container
 from llmzip.archive.frames import FrameWriter
-from llmzip.archive.options import Options, bytes_like
+from llmzip.archive.options import Options, bytes_like, frames_together
 from llmzip.coding.frame import Frame
 from llmzip.coding.frame_codec import Progress
 
@@ -20,6 +21,7 @@ class ArchiveWriter:
         self._sink, self._options = sink, options or Options()
         self._frames = FrameWriter(self._options, progress)
         self._buffer = bytearray()
+        self._together = frames_together(self._options.device)
         self._writer: container.Writer | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -30,20 +32,23 @@ class ArchiveWriter:
         with bytes_like(data, "write") as view:
             self._buffer += view
             length = view.nbytes
-        size = self._options.frame_size
+        size = self._options.frame_size * self._together
         while len(self._buffer) > size:  # not >=: the last frame must be marked
-            self._write_frame(bytes(self._buffer[:size]), last=False)
+            self._write_frames(self._buffer[:size], last=False)
             del self._buffer[:size]
         return length
 
     def finish(self) -> None:
-        """Write the last frame. Raises LlmzipError."""
-        self._write_frame(bytes(self._buffer), last=True)
+        """Write the last frames. Raises LlmzipError."""
+        self._write_frames(self._buffer, last=True)
         self._buffer.clear()
 
-    def _write_frame(self, content: bytes, last: bool) -> None:
-        first = self._writer is None
-        self.append(self._frames.frame(content, first=first, last=last), content)
+    def _write_frames(self, content: bytearray, last: bool) -> None:
+        size = self._options.frame_size
+        contents = [bytes(content[i : i + size]) for i in range(0, max(1, len(content)), size)]
+        frames = self._frames.frames(contents, first=self._writer is None, last=last)
+        for frame, part in zip(frames, contents, strict=True):
+            self.append(frame, part)
 
     def append(self, frame: Frame, content: bytes) -> None:
         """Write a frame that a FrameWriter with the same options made from `content`."""

@@ -1,0 +1,110 @@
+"""Frames that are coded together are the frames that are coded alone."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import PROSE
+from test_mixing import VOCABULARY
+
+import llmzip
+from llmzip.archive import options, reader, writer
+from llmzip.coding.frame_codec import FrameCodec, silent
+from llmzip.coding.token_coder import TokenEncoder
+from llmzip.errors import CorruptArchive
+from llmzip.mixing.distribution import of_answers
+from llmzip.mixing.questions import answers_of, questions_of
+from llmzip.mixing.state import new_state
+
+CONTENTS = [PROSE.encode(), PROSE[300:500].encode(), b"a", PROSE[100:].encode()]
+
+
+@pytest.mark.parametrize("mixing", [True, False])
+def test_answers_take_the_place_of_rows(mixing: bool) -> None:
+    random = np.random.default_rng(3)
+    count, size = 60, len(VOCABULARY)
+    frequencies = random.integers(1, 1 << 20, (count, size)).astype(np.int32)
+    ranks = random.integers(0, size, count).astype(np.int32)
+    questions = questions_of(VOCABULARY)
+    starts = np.concatenate([[0], np.cumsum(questions.counts(ranks))])
+    answers = answers_of(frequencies, ranks, questions, starts[:-1], int(starts[-1]))
+    coded = [
+        TokenEncoder(VOCABULARY, new_state(3, 1000), mixing=mixing).code(given, 0, 3, ranks)
+        for given in (frequencies, of_answers(answers, starts))
+    ]
+    assert np.array_equal(coded[0][0], coded[1][0])
+    assert np.array_equal(coded[0][1], coded[1][1])
+
+
+@pytest.mark.parametrize("streams", [1, 5, None])
+def test_frames(table_codec: FrameCodec, streams: int | None) -> None:
+    alone = [table_codec.encode(content, streams, silent, 40) for content in CONTENTS]
+    assert table_codec.encode_together(CONTENTS, streams, silent, 40) == alone
+    assert table_codec.decode_together(alone, silent) == CONTENTS
+
+
+def test_batches_that_fit_into_memory(
+    table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_codec.predictor, "most_streams", lambda steps: 2)
+    alone = [table_codec.encode(content, 2, silent) for content in CONTENTS]
+    assert table_codec.encode_together(CONTENTS, 2, silent) == alone
+    assert table_codec.decode_together(alone, silent) == CONTENTS
+
+
+def test_progress_is_told_in_full(table_codec: FrameCodec) -> None:
+    told: list[tuple[int, int]] = []
+    frames = table_codec.encode_together(CONTENTS, 3, lambda *done: told.append(done))
+    size, coded = sum(map(len, CONTENTS)), sum(len(frame.payload) for frame in frames)
+    assert tuple(map(sum, zip(*told, strict=True))) == (size, coded)
+    told.clear()
+    table_codec.decode_together(frames, lambda *done: told.append(done))
+    assert tuple(map(sum, zip(*told, strict=True))) == (size, coded)
+
+
+def test_a_damaged_frame_is_noticed(table_codec: FrameCodec) -> None:
+    frames = [table_codec.encode(content, 2, silent) for content in CONTENTS[:2]]
+    frames[1] = replace(frames[1], payload=frames[1].payload[:8])
+    with pytest.raises(CorruptArchive):
+        table_codec.decode_together(frames, silent)
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives are read and written three frames at a time, as on a GPU."""
+    for module in (reader, writer):
+        monkeypatch.setattr(module, "frames_together", lambda device: 3)
+
+
+SETTINGS = options.Options(model="nano", frame_size=300, stream_tokens=16)
+CONTENT = PROSE.encode() + bytes(range(256)) + PROSE[:700].encode()
+
+
+def written(content: bytes = CONTENT) -> bytes:
+    sink = io.BytesIO()
+    archive = writer.ArchiveWriter(sink, SETTINGS)
+    archive.write(content)
+    archive.finish()
+    return sink.getvalue()
+
+
+def test_archives(request: pytest.FixtureRequest) -> None:
+    plain = {length: written(CONTENT[:length]) for length in (0, 300, 900, 901, len(CONTENT))}
+    request.getfixturevalue("three")
+    for length, archive in plain.items():
+        assert written(CONTENT[:length]) == archive
+        assert llmzip.decompress(archive + archive) == 2 * CONTENT[:length]
+
+
+def test_frames_before_a_damaged_one_are_given(three: None) -> None:
+    archive = bytearray(written())
+    archive[-40] ^= 1  # in the last frame
+    found: list[bytes] = []
+    with pytest.raises(CorruptArchive):
+        for content in reader.ArchiveReader(io.BytesIO(archive)):
+            found.append(content)
+    assert b"".join(found) == CONTENT[: 300 * len(found)]
+    assert len(found) == (len(CONTENT) - 1) // 300
