@@ -2,8 +2,9 @@
 """Check and measure the GPU engine: scripts/gpu/check [--text FILE]… [--out results/gpu.json].
 
 Stages, each with a cap of seconds, in this order: `equality` of archives of CPU and GPU in both
-directions; `speed` on growing texts; `cores`, the speed of mixing by number of threads; `profile` of
-kernels. A stage that reaches its cap gives the rate up to there. The report is written after each.
+directions; `speed` on growing texts; `cores`, the speed of mixing by number of threads; `profile`
+of kernels. A stage that reaches its cap gives the rate up to there. The report is written after
+each stage.
 --interpret runs a miniature without a GPU, by Triton's interpreter: for the script's own test.
 """
 
@@ -27,6 +28,7 @@ CAPS = {"equality": 50.0, "speed": 75.0, "cores": 15.0, "profile": 25.0}
 ROOT = Path(__file__).parents[2]
 MB = 1_000_000
 FRAME, STREAM_TOKENS = 1 << 20, 1024  # the preset for GPUs
+STEPS = 16  # of a profile
 SHAPE_135M = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -97,11 +99,11 @@ class Check:
         from llmzip.bench.record import provenance
         from llmzip.exact import gpu
 
-        self.device = "cpu" if given.interpret else "cuda"
+        self.device = "interpreter" if given.interpret else "cuda"
         self._small, self._out = given.interpret, given.out
-        card = "interpreter" if given.interpret else torch.cuda.get_device_name()
+        card = self.device if given.interpret else torch.cuda.get_device_name()
         self.report: dict[str, Any] = {"about": self._about(provenance), "card": card}
-        self.report["kernels"] = gpu.available(torch.device(self.device))
+        self.report["kernels"] = gpu.available(torch.device("cpu" if given.interpret else "cuda"))
         self.report["cores"] = os.cpu_count()
         self.report["imported_after"] = round(time.monotonic() - STARTED, 2)
         self.passed = True
@@ -146,7 +148,11 @@ class Check:
         if (name, device) not in self._codecs:
             files = models.load(name) if name in models.EMBEDDED else random_model(name)
             context = inference.default_context(files)
-            model = inference.build(files, activations="a8", context=context, device=device)
+            model: Any
+            if device == "cpu" or not self._small:
+                model = inference.build(files, activations="a8", context=context, device=device)
+            else:
+                model = _interpreted(files, context)
             tokens = Tokens(files.tokenizer_json, model.vocabulary)
             self._codecs[name, device] = FrameCodec(tokens, model)
         return self._codecs[name, device]
@@ -155,9 +161,9 @@ class Check:
         """Payloads of both devices are equal, and each device decodes them."""
         from llmzip.coding.frame_codec import silent
 
-        names = ["nano"] if self._small else ["small", "base", "llama", "gpt2", "qwen2"]
+        names = ["llama"] if self._small else ["small", "base", "llama", "gpt2", "qwen2"]
         for name in names:
-            size = 300 if self._small else 40_000 if name in ("small", "base") else 4_000
+            size = 40 if self._small else 40_000 if name in ("small", "base") else 4_000
             contents = [self.text[:size], self.text[size : 2 * size + 17]]
             start = time.monotonic()
             gpu = self.codec(name, self.device)
@@ -174,7 +180,7 @@ class Check:
 
     def speed(self, clock: Clock, entry: dict[str, Any]) -> None:
         """MB/s of growing texts, in each model's share of the time."""
-        models = ["nano"] if self._small else ["small", "base", "135m"]
+        models = ["llama"] if self._small else ["small", "base", "135m"]
         end = clock.end
         for i, name in enumerate(models):
             share = (end - time.monotonic()) / (len(models) - i)
@@ -189,10 +195,10 @@ class Check:
         from llmzip.coding.frame_codec import silent
 
         codec = self.codec(name, self.device)
-        frame = 200 if self._small else FRAME
+        frame = 30 if self._small else FRAME
         warm = codec.encode_together([self.text[:frame]] * 2, None, silent, STREAM_TOKENS)
         codec.decode_together(warm, silent)  # compiles kernels
-        for megabytes in (0.0004,) if self._small else (4, 16, 64):
+        for megabytes in (0.00006,) if self._small else (4, 16, 64):
             size = int(megabytes * MB)
             content = (self.text * (size // len(self.text) + 1))[:size]
             contents = [content[i : i + frame] for i in range(0, size, frame)]
@@ -220,8 +226,8 @@ class Check:
         from llmzip.coding.token_coder import TokenEncoder
         from llmzip.mixing.distribution import of_rows
 
-        codec = self.codec("nano", self.device)
-        streams, steps = 16, 2 if self._small else 32
+        codec = self.codec("llama" if self._small else "nano", self.device)
+        streams, steps = 16, 1 if self._small else 32
         ranks = codec.ranks(self.text[: 64 * streams * steps])[: streams * steps]
         table = ranks.reshape(streams, steps).T
         rows = np.concatenate([codec.lookups().rows(x.reshape(-1, x.shape[-1]))().frequencies
@@ -251,14 +257,14 @@ class Check:
         from torch.profiler import ProfilerActivity
         from torch.profiler import profile as profiled
 
-        for name in ["nano"] if self._small else ["small", "base", "135m"]:
+        for name in ["llama"] if self._small else ["small", "base", "135m"]:
             codec = self.codec(name, self.device)
-            streams = 4 if self._small else 1024
-            table = np.arange(streams * (2 if self._small else 48), dtype=np.int32)
+            streams = 2 if self._small else 1024
+            table = np.arange(streams * (1 if self._small else 48), dtype=np.int32)
             table = (table * 31 % len(codec.vocabulary)).reshape(-1, streams)
-            for _ in range(2):
+            for _ in range(1 if self._small else 2):  # the first compiles kernels
                 parts = {"pass": lambda c=codec, t=table: _pass(c, t),
-                         "16 steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
+                         "steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
                 for part, work in parts.items():
                     _ = clock.left
                     if not self._small:
@@ -268,7 +274,7 @@ class Check:
                         work()
                     rows = sorted(p.key_averages(), key=_device_time, reverse=True)[:14]
                     entry[f"{name}, {part}"] = {
-                        "tokens": table.size if part == "pass" else 16 * streams,
+                        "tokens": table.size if part == "pass" else STEPS * streams,
                         "seconds": round(time.monotonic() - start, 4),
                         "kernels_us": {r.key[:60]: [round(_device_time(r)), r.count] for r in rows},
                     }
@@ -281,9 +287,9 @@ def _pass(codec: Any, table: Any) -> None:
 
 
 def _steps(codec: Any, table: Any) -> None:
-    lookups, run = codec.lookups(), codec.new_run(table.shape[1], 64)
+    lookups, run = codec.lookups(), codec.new_run(table.shape[1], STEPS + 1)
     lookups.rows(run.first())
-    for ranks in [*table, *table[:16]][:16]:
+    for ranks in table[:STEPS]:
         lookups.rows(codec.logits_after(run, ranks))()
 
 
@@ -340,7 +346,7 @@ def random_model(name: str) -> Any:
         return ModelFiles(name, config, tensors, tokenizer, b"135m" * 8)
     import transformers
 
-    common = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    common = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
     wide = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **common,
             "max_position_embeddings": 256, "intermediate_size": 160,
             "num_key_value_heads": 2}  # fmt: skip
@@ -350,8 +356,26 @@ def random_model(name: str) -> Any:
     torch.manual_seed(7)
     network = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings))
     state = {key: value.detach() for key, value in network.state_dict().items()}
-    tokenizer = models.load("nano").tokenizer_json
+    tokenizer = models.load(str(ROOT / "tests" / "data" / "tiny")).tokenizer_json
     return ModelFiles(name, network.config.to_dict(), state, tokenizer, name.encode().ljust(32))
+
+
+def _interpreted(files: Any, context: Any) -> Any:
+    """A predictor by Triton's kernels on the CPU."""
+    import torch
+
+    from llmzip.exact import ops
+    from llmzip.exact.gpu.llama import GpuLlama
+    from llmzip.exact.llama import Architecture, ExactLlama
+    from llmzip.inference import ExactPredictor
+
+    model = ExactLlama(
+        Architecture.from_config(files.config), files.tensors, levels=ops.A8_LEVELS,
+        key_levels=ops.KEY_LEVELS, rotated=not files.quantised,
+    )  # fmt: skip
+    predictor = ExactPredictor(GpuLlama(model), files.bos, context)
+    predictor.kernels = torch.device("cpu")
+    return predictor
 
 
 def generated(size: int) -> bytes:
