@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("model", "device", "streams", "stream_tokens", "activations", "context", "verify",
           "mixing", "same_environment", "force", "allow_download")  # fmt: skip
+WIDE = {"frame_size": 1 << 20, "stream_tokens": 1024}
 PRESETS = {"fast": ("nano", 512), "best": ("base", 8192)}  # embedded model, tokens a stream
 
 
@@ -26,6 +27,8 @@ def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Optio
         given["max_length"] = arguments.max_output
     if getattr(arguments, "prime", None) is not None:
         given["prime"] = _read_prime(arguments.prime)
+    if writing and getattr(arguments, "wide", False):
+        given = {**WIDE, **given}
     preset = getattr(arguments, "preset", None)
     if writing and preset is not None:
         from llmzip import models

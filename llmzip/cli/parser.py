@@ -275,6 +275,8 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         help="smaller model, more streams: faster, larger archives")  # fmt: skip
     preset.add_argument("--best", "-9", dest="preset", action="store_const", const="best",
                         help="larger model, fewer streams: slower, smaller archives")  # fmt: skip
+    parser.add_argument("--wide", action="store_true", help="small frames of many streams, for "
+                        "GPUs and many cores: larger archives")  # fmt: skip
     parser.add_argument("--streams", type=int, metavar="N", help="streams of each frame, coded "
                         "as one batch: few for ratio, many for speed (default: by "
                         "length)")  # fmt: skip
