@@ -76,8 +76,10 @@ def test_products(shape: tuple[int, int, int], biased: bool) -> None:
     form = GpuLinear(
         weight.to(DEVICE), scale.to(DEVICE), None if bias is None else bias.to(DEVICE), 1
     )
-    assert same(form(*given), linear(x))
-    assert same(form(*given, residual=residual.to(DEVICE)), residual + linear(x))
+    expected = linear(x)
+    assert same(form(*given), expected)
+    total = residual + expected  # the residual itself becomes the sum
+    assert same(form(*given, residual=residual.to(DEVICE)), total)
 
 
 def model(head_dim: int, window: int | None, rotated: bool, bias: bool) -> ExactLlama:
