@@ -43,14 +43,12 @@ def compiled_in_place(function: Function) -> Function:
 
 def inlined(function: Function) -> Function:
     """A part of compiled functions, inlined where it is called."""
-    dispatcher: Any = njit(forceinline=True, error_model="numpy")(function)
-    return dispatcher  # type: ignore[no-any-return]
+    return _inlined(function)
 
 
 def inlined_in_place(function: Function) -> Function:
     """A part of functions that are `compiled_in_place`, inlined where it is called."""
-    dispatcher: Any = njit(forceinline=True, error_model="numpy", _nrt=False)(function)
-    return dispatcher  # type: ignore[no-any-return]
+    return _inlined(function, _nrt=False)
 
 
 def compiled_for_integers(function: Function) -> Function:
@@ -90,6 +88,11 @@ def _compiled(function: Function, **options: Any) -> Function:
             dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
     result: Function = dispatcher
     return result
+
+
+def _inlined(function: Function, **options: Any) -> Function:
+    dispatcher: Any = njit(forceinline=True, error_model="numpy", **options)(function)
+    return dispatcher  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
