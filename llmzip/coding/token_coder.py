@@ -44,10 +44,12 @@ class _TokenCoder:
         else:
             assert given.frequencies.shape == (len(ranks), len(self._vocabulary))
             assert len(given.sums) in (0, len(ranks))
+        if not (summed := len(given.sums) > 0):
+            given = given._replace(sums=self._scratch.sums, most=self._scratch.most)
         assert 0 <= first < first + streams <= len(self._history.ring)
         return code_rows(
             decoding, self._mixing, self._vocabulary.tokens, self._history, self._learned,
-            self._scratch, given, first, streams, ranks, decisions, coder, words,
+            self._scratch, given, summed, first, streams, ranks, decisions, coder, words,
         )  # fmt: skip
 
 

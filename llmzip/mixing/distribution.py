@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place
 from llmzip.mixing.tables import LOG2, LOGIT_LIMIT
 
 _BLOCK_BITS = 7
@@ -24,7 +24,7 @@ class Distributions(NamedTuple):
     """The distributions of k tokens: frequencies with or without their sums, or answers."""
 
     frequencies: np.ndarray  # int32 [k, n]; of answers [1, 1], not used
-    sums: np.ndarray  # int64 [k, blocks + 1] as of `sum_blocks`, or [0, 0]: they are computed
+    sums: np.ndarray  # int64 [k, blocks + 1] as of `sum_blocks`, or [0, 0]: not known
     most: np.ndarray  # int32 [k, blocks], or [0, 0]
     answers: np.ndarray  # int64 [a] to the questions of `questions`, token by token,
     starts: np.ndarray  # int64 [k + 1], and where those of each token begin; or both empty
@@ -48,7 +48,7 @@ def of_answers(answers: np.ndarray, starts: np.ndarray) -> Distributions:
     return Distributions(_NO_ROWS, _NO_SUMS, _NO_MOST, answers, starts)
 
 
-@inlined
+@inlined_in_place
 def sum_blocks(frequencies: np.ndarray, sums: np.ndarray, most: np.ndarray) -> None:
     """Fills sums int64 [blocks + 1], of all before each block, and the largest of each block,
     most int32 [blocks]."""
@@ -64,7 +64,7 @@ def sum_blocks(frequencies: np.ndarray, sums: np.ndarray, most: np.ndarray) -> N
     sums[len(most)] = total
 
 
-@inlined
+@inlined_in_place
 def _sum_and_most(part: np.ndarray, size: int) -> tuple[int, int]:
     low, high, largest = np.uint32(0), np.uint32(0), np.uint32(0)
     for i in range(size):
@@ -76,7 +76,7 @@ def _sum_and_most(part: np.ndarray, size: int) -> tuple[int, int]:
     return (np.int64(high) << 16) + np.int64(low), np.int32(largest)
 
 
-@inlined
+@inlined_in_place
 def sum_before(frequencies: np.ndarray, sums: np.ndarray, rank: int) -> int:
     """The sum of the frequencies of all ranks below `rank`."""
     total = np.int64(0)
@@ -85,7 +85,7 @@ def sum_before(frequencies: np.ndarray, sums: np.ndarray, rank: int) -> int:
     return sums[rank >> _BLOCK_BITS] + total
 
 
-@inlined
+@inlined_in_place
 def likeliest(frequencies: np.ndarray, most: np.ndarray, low: int, high: int) -> int:
     """The first rank of low … high - 1 with the largest frequency there."""
     best, found = np.int32(0), low
@@ -101,7 +101,7 @@ def likeliest(frequencies: np.ndarray, most: np.ndarray, low: int, high: int) ->
     return found
 
 
-@inlined
+@inlined_in_place
 def log2(value: int) -> int:
     """2^12 · log2 of a positive integer, rounded down in its last bits."""
     octave = np.int64(12)
@@ -117,7 +117,7 @@ def log2(value: int) -> int:
     return (octave << 12) + LOG2[value - 4096]
 
 
-@inlined
+@inlined_in_place
 def logit(one: int, zero: int) -> int:
     """ln(one / zero) of two positive integers, in 1/256, within the limit."""
     exact = ((log2(one) - log2(zero)) * _LN2) >> 16

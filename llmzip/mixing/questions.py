@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import compiled, inlined
+from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.mixing.distribution import ANSWER_BITS, BLOCK, likeliest, sum_before, sum_blocks
 from llmzip.mixing.vocabulary import SortedTokens, Vocabulary, first_from
 
@@ -47,7 +47,7 @@ def questions_of(vocabulary: Vocabulary) -> Questions:
     return Questions(starts, low, high)
 
 
-@compiled
+@compiled_in_place
 def _list(tokens: SortedTokens, starts: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     """Counts questions into `starts`, or lists them if there is room for them."""
     for rank in range(len(tokens.lengths)):
@@ -55,14 +55,14 @@ def _list(tokens: SortedTokens, starts: np.ndarray, low: np.ndarray, high: np.nd
         starts[rank + 1] = end
 
 
-@inlined
+@inlined_in_place
 def _ask(low: np.ndarray, high: np.ndarray, at: int, a: int, b: int) -> int:
     if at < len(low):
         low[at], high[at] = a, b
     return at + 1
 
 
-@inlined
+@inlined_in_place
 def _list_of(tokens: SortedTokens, rank: int, at: int, lows: np.ndarray, highs: np.ndarray) -> int:
     """The walk of `walk._code_token` to a rank, for what it asks alone."""
     low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
@@ -91,7 +91,6 @@ def _list_of(tokens: SortedTokens, rank: int, at: int, lows: np.ndarray, highs: 
     return at
 
 
-@compiled
 def answers_of(
     frequencies: np.ndarray, ranks: np.ndarray, questions: Questions, offsets: np.ndarray, size: int
 ) -> np.ndarray:
@@ -99,8 +98,22 @@ def answers_of(
     those of the i-th token from offsets[i]; rank n has none. The definition; a GPU gives the
     same."""
     answers = np.empty(size, dtype=np.int64)
-    blocks = (frequencies.shape[1] + BLOCK - 1) // BLOCK
+    blocks = -(-frequencies.shape[1] // BLOCK)
     sums, most = np.zeros(blocks + 1, dtype=np.int64), np.zeros(blocks, dtype=np.int32)
+    _answer(frequencies, ranks, questions, offsets, sums, most, answers)
+    return answers
+
+
+@compiled_in_place
+def _answer(
+    frequencies: np.ndarray,
+    ranks: np.ndarray,
+    questions: Questions,
+    offsets: np.ndarray,
+    sums: np.ndarray,
+    most: np.ndarray,
+    answers: np.ndarray,
+) -> None:
     for row in range(len(ranks)):
         rank = ranks[row]
         if rank == frequencies.shape[1]:
@@ -114,4 +127,3 @@ def answers_of(
             else:
                 best = np.int64(likeliest(own, most, low, high))
                 answers[offsets[row] + i] = (best << ANSWER_BITS) | np.int64(own[best])
-    return answers

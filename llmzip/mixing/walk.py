@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmzip.bit_decoder import decode_bit
-from llmzip.compiled import compiled, inlined
+from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.mixing import mixer
 from llmzip.mixing.contexts import CONTEXTS, find_slots, hash_bytes, hash_tokens, history_place
 from llmzip.mixing.distribution import (
@@ -75,8 +75,8 @@ def new_scratch(ranks: int) -> Scratch:
     """For a vocabulary of so many ranks."""
     blocks = -(-ranks // BLOCK)
     return Scratch(
-        np.zeros(blocks + 1, dtype=np.int64),
-        np.zeros(blocks, dtype=np.int32),
+        np.zeros((1, blocks + 1), dtype=np.int64),
+        np.zeros((1, blocks), dtype=np.int32),
         np.zeros(CONTEXTS, dtype=np.uint64),
         np.zeros(CONTEXTS, dtype=np.uint64),
         np.zeros(CONTEXTS, dtype=np.int64),
@@ -86,7 +86,7 @@ def new_scratch(ranks: int) -> Scratch:
     )
 
 
-@compiled
+@compiled_in_place
 def code_rows(
     decoding: bool,
     mixing: bool,
@@ -95,6 +95,7 @@ def code_rows(
     learned: Learned,
     scratch: Scratch,
     given: Distributions,
+    summed: bool,
     first_stream: int,
     streams: int,
     ranks: np.ndarray,
@@ -104,21 +105,19 @@ def code_rows(
 ) -> bool:
     """One token after the other: k of them, whose distributions are given, of the streams
     first_stream … first_stream + streams - 1 in turn. Encodes int32 ranks [k] into decisions, or
-    decodes them by coder and words; False where the words make no sense."""
-    answered, summed = len(given.starts) > 0, len(given.sums) > 0
+    decodes them by coder and words; False where the words make no sense. Unless frequencies are
+    `summed`, the sums given have room for those of one token."""
+    answered = len(given.starts) > 0
     for row in range(len(ranks)):
         s = first_stream + row % streams
         frequencies = given.frequencies[0 if answered else row]
-        sums, most, answers = scratch.sums, scratch.most, given.answers
-        if answered:
-            answers = answers[given.starts[row] : given.starts[row + 1]]
-        elif summed:
-            sums, most = given.sums[row], given.most[row]
-        else:
+        sums, most = given.sums[row if summed else 0], given.most[row if summed else 0]
+        if not answered and not summed:
             sum_blocks(frequencies, sums, most)
         rank = _code_token(
-            decoding, mixing, tokens, history, learned, scratch, frequencies, sums, most, answers,
-            s, np.int64(ranks[row]), decisions, coder, words,
+            decoding, mixing, answered, tokens, history, learned, scratch, frequencies, sums, most,
+            given.answers, given.starts[row] if answered else np.int64(0), s,
+            np.int64(ranks[row]), decisions, coder, words,
         )  # fmt: skip
         if rank < 0:
             return False
@@ -126,10 +125,11 @@ def code_rows(
     return True
 
 
-@inlined
+@inlined_in_place
 def _code_token(
     decoding: bool,
     mixing: bool,
+    known: bool,
     tokens: SortedTokens,
     history: History,
     learned: Learned,
@@ -138,6 +138,7 @@ def _code_token(
     sums: np.ndarray,
     most: np.ndarray,
     answers: np.ndarray,
+    asked: int,
     s: int,
     rank: int,
     decisions: Decisions,
@@ -145,12 +146,14 @@ def _code_token(
     words: np.ndarray,
 ) -> int:
     """The rank of the next token of stream `s`; -1 where the words make no sense. Its distribution
-    is one of `frequencies`, or known by `answers` to all that is asked here, in this order."""
-    counters, known, asked = history.counters, len(answers) > 0, 1
+    is that of `frequencies`, or `known` by the `answers` from the place `asked` on to all that is
+    asked here, in this order."""
+    counters = history.counters
     # the tokens low … high - 1 are possible; they agree in `depth` bytes
     low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
     # sums of frequencies below low, high
-    below, upto = np.int64(0), answers[0] if known else sums[len(most)]
+    below, upto = np.int64(0), answers[asked] if known else sums[len(most)]
+    asked += 1
     best = np.int64(-1)
     while True:
         ends = depth > 0 and tokens.lengths[low] == depth
@@ -228,7 +231,7 @@ def _code_token(
     return low
 
 
-@inlined
+@inlined_in_place
 def _code_decision(
     decoding: bool,
     mixing: bool,
@@ -255,12 +258,14 @@ def _code_decision(
     expected = -1
     if mixing:
         expected, state = _expected(history, s, step, part)
+        last = np.int64(history.hashes[s, LAST8] & np.uint64(255))
+        bits = 0 if flag else part
+        by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
+        mixer.fetch_refined(learned, by_byte)
         model = logit(one, zero)
         mixer.context_inputs(learned, scratch.found, place, flag << 8, inputs)
         mixer.match_inputs(np.int64(learned.match[state, flag]), expected, inputs)
         mixer.model_input(model, inputs)
-        last = np.int64(history.hashes[s, LAST8] & np.uint64(255))
-        bits = 0 if flag else part
         chosen[0] = state
         chosen[1] = _SET1 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3)
         chosen[2] = _SET2 + bits
@@ -268,7 +273,6 @@ def _code_decision(
         chosen[4] = _SET4 + last
         final_set = state * STEPS + step
         mixed = mixer.mix(learned, chosen, final_set, inputs, logits)
-        by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
         probability = mixer.refine(learned, by_byte, by_match, mixed)
     else:
         probability = min(max((one << 16) // (one + zero), 1), 65535)
@@ -290,7 +294,7 @@ def _code_decision(
     return bit
 
 
-@inlined
+@inlined_in_place
 def _expected(history: History, s: int, step: int, part: int) -> tuple[int, int]:
     """The bit that the match of stream `s` expects, or -1, and the state of the match."""
     counters = history.counters
