@@ -16,6 +16,17 @@ pytestmark = pytest.mark.skipif(
 )
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    from llmzip.exact.gpu.arithmetic import OPTIONS, exp2_weight
+
+    @triton.jit
+    def _weights_kernel(distances, weights, N: tl.constexpr):  # type: ignore[no-untyped-def]
+        i = tl.arange(0, N)
+        tl.store(weights + i, exp2_weight(tl.load(distances + i)))
+
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     """Rows of several magnitudes; one of zeros, one of tiny numbers, one with an outlier."""
@@ -152,20 +163,10 @@ def test_a_sliding_cache_is_fed_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_weights_of_all_distances() -> None:
-    import triton
-    import triton.language as tl
-
-    from llmzip.exact.gpu.arithmetic import OPTIONS, exp2_weight
-
-    @triton.jit
-    def kernel(distances, weights, N: tl.constexpr):  # type: ignore[no-untyped-def]
-        i = tl.arange(0, N)
-        tl.store(weights + i, exp2_weight(tl.load(distances + i)))
-
     expected = tables.attention_weights()
     distances = torch.arange(1 << 15).clamp(max=len(expected) - 1)
     found = torch.zeros(1 << 15, dtype=torch.int32, device=DEVICE)
-    kernel[(1,)](distances.float().to(DEVICE), found, N=1 << 15, **OPTIONS)
+    _weights_kernel[(1,)](distances.float().to(DEVICE), found, N=1 << 15, **OPTIONS)
     assert same(found, expected[distances])
 
 

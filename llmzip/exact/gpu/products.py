@@ -15,6 +15,7 @@ from torch import Tensor
 from llmzip.exact import ops
 from llmzip.exact.gpu.arithmetic import OPTIONS
 
+_BK = 64  # of the summed dimension, at a time; sizes are no constants, so that shapes share code
 _GROUP = 8  # blocks of rows whose programs follow each other, so that weights stay in the L2 cache
 
 
@@ -28,8 +29,9 @@ def _product_kernel(
     residual,
     out,
     rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
+    N,
+    K,
+    WHOLE: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BM: tl.constexpr,
@@ -53,7 +55,7 @@ def _product_kernel(
     w_at = weight + w_row[None, :] * K + k[:, None]
     total = tl.zeros((BM, BN), dtype=tl.int32)
     for start in range(0, K, BK):
-        if K % BK == 0:
+        if WHOLE:
             a, b = tl.load(x_at), tl.load(w_at)
         else:
             left = K - start
@@ -96,24 +98,23 @@ class GpuLinear:
         out = residual
         if out is None:
             out = torch.empty(rows, outer, dtype=torch.float32, device=q.device)
-        tile = _tile(rows, outer, inner)
+        tile = _tile(rows, outer)
         grid = (triton.cdiv(rows, tile["BM"]) * triton.cdiv(outer, tile["BN"]),)
         _product_kernel[grid](
             q, self.weight, row_scale, self.scale, self.scale if self.bias is None else self.bias,
-            out, out, rows, N=outer, K=inner, BIAS=self.bias is not None,
+            out, out, rows, outer, inner, WHOLE=inner % _BK == 0, BIAS=self.bias is not None,
             RESIDUAL=residual is not None, **tile,
         )  # fmt: skip
         return out
 
 
-def _tile(rows: int, outer: int, inner: int) -> dict[str, Any]:
+def _tile(rows: int, outer: int) -> dict[str, Any]:
     """Large tiles for many rows; for few, small ones, so that there are programs enough."""
-    bk = 128 if inner % 128 == 0 else 64 if inner % 64 == 0 else 32
     if rows >= 4096:
         sizes, warps, stages = (128, 128), 8, 3
     elif rows >= 512:
         sizes, warps, stages = (64, 128 if outer >= 4096 else 64), 4, 4
     else:
         sizes, warps, stages = (32 if rows > 16 else 16, 64), 4, 4
-    return {"BM": sizes[0], "BN": sizes[1], "BK": bk, "GROUP": _GROUP,
+    return {"BM": sizes[0], "BN": sizes[1], "BK": _BK, "GROUP": _GROUP,
             "num_warps": warps, "num_stages": stages, **OPTIONS}  # fmt: skip
