@@ -1,8 +1,8 @@
 """Token ids so far → logits of the next token.
 
 `base`: the interface of a predictor. `exact_predictor`: the same bits on every machine.
-`float_predictor`: any causal model in floating point, for one environment. `frequencies`: logits →
-integer frequencies for the entropy coder.
+`float_predictor`: any causal model in floating point, for one environment. `frequencies`,
+`gpu_frequencies`: logits → integer frequencies for the entropy coder.
 """
 
 from llmzip.inference.base import Context, Predictor, Run
