@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
-# the same on a GPU by kernels of its own, which wants rows enough for all of its processors
-_GPU_FORWARD_ROWS, _GPU_LOGIT_ROWS = 1 << 15, 1 << 12
+# the same on a GPU by kernels of its own, which wants rows enough for all of its processors, and
+# chunks so large that what Python does for each of them does not matter
+_GPU_ROWS = 1 << 15
+_LOGIT_SHARE = 16  # of the GPU's memory, for logits and frequencies
 _MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate
 _PARALLEL_ROWS = 4  # rows from which they pay if a step is a single call
@@ -50,9 +52,11 @@ class ExactPredictor:
         # whether decode steps are replayed as a CUDA graph
         self.replays = self.on_gpu
         self.kernels = model.device if self.on_gpu and gpu.available(model.device) else None
-        own = getattr(model, "many_rows", False)
-        self.forward_rows = _GPU_FORWARD_ROWS if own else FORWARD_ROWS
-        self.logit_rows = _GPU_LOGIT_ROWS if own else _LOGIT_ROWS
+        self.forward_rows, self.logit_rows = FORWARD_ROWS, _LOGIT_ROWS
+        if self.on_gpu and getattr(model, "many_rows", False):
+            room = torch.cuda.mem_get_info(model.device)[1] // _LOGIT_SHARE
+            self.forward_rows = _GPU_ROWS
+            self.logit_rows = max(_LOGIT_ROWS, min(_GPU_ROWS, room // (8 * self.vocabulary)))
         self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
     def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _ExactRun:
