@@ -129,7 +129,7 @@ def code_rows(
 def _code_token(
     decoding: bool,
     mixing: bool,
-    known: bool,
+    answered: bool,
     tokens: SortedTokens,
     history: History,
     learned: Learned,
@@ -146,13 +146,13 @@ def _code_token(
     words: np.ndarray,
 ) -> int:
     """The rank of the next token of stream `s`; -1 where the words make no sense. Its distribution
-    is that of `frequencies`, or `known` by the `answers` from the place `asked` on to all that is
+    is that of `frequencies`, or known by the `answers` from the place `asked` on to all that is
     asked here, in this order."""
     counters = history.counters
     # the tokens low … high - 1 are possible; they agree in `depth` bytes
     low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
     # sums of frequencies below low, high
-    below, upto = np.int64(0), answers[asked] if known else sums[len(most)]
+    below, upto = np.int64(0), answers[asked] if answered else sums[len(most)]
     asked += 1
     best = np.int64(-1)
     while True:
@@ -162,11 +162,11 @@ def _code_token(
             break
         sure = 0
         frequency = np.int64(0)
-        if known:
+        if answered:
             best, frequency = answers[asked] >> ANSWER_BITS, answers[asked] & _FREQUENCY
             asked += 1
         if mixing:
-            if not known:
+            if not answered:
                 if best < inner or best >= high:
                     best = likeliest(frequencies, most, inner, high)
                 frequency = np.int64(frequencies[best])
@@ -187,7 +187,7 @@ def _code_token(
                 if not ends:
                     continue
                 middle = inner
-                split = answers[asked] if known else below + frequencies[low]
+                split = answers[asked] if answered else below + frequencies[low]
                 one, zero = split - below, upto - split
             else:
                 value = (value_low + value_high) >> 1
@@ -199,7 +199,7 @@ def _code_token(
                     else:
                         value_high = value
                     continue
-                split = answers[asked] if known else sum_before(frequencies, sums, middle)
+                split = answers[asked] if answered else sum_before(frequencies, sums, middle)
                 one, zero = upto - split, split - below
             asked += 1
             bit = _code_decision(
