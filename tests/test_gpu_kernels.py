@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llmzip.exact import activations, hadamard, ops, tables
-from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.exact.architecture import Architecture
+from llmzip.exact.llama import ExactLlama
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"

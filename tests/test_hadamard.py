@@ -12,8 +12,9 @@ from test_llama import IDS, _random_model, _scored, _stepped
 
 from llmzip import models
 from llmzip.exact import hadamard, ops
+from llmzip.exact.architecture import ROTATED_KEY, Architecture
 from llmzip.exact.fused import FusedLlama, fused
-from llmzip.exact.llama import ROTATED_KEY, Architecture, ExactLlama
+from llmzip.exact.llama import ExactLlama
 from llmzip.exact.quantise import quantise_tensors
 from llmzip.inference import Context, build
 

@@ -27,9 +27,10 @@ from llmzip import models
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import matmul, ops, selftest, tables
 from llmzip.exact.activations import gate_table
+from llmzip.exact.architecture import Architecture
 from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
-from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.exact.llama import ExactLlama
 from llmzip.exact.rotary import RotaryTable, rotary_frequencies
 from llmzip.inference import Context, ExactPredictor, build
 from llmzip.tokenizer import Tokens

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import llmzip
 from llmzip import inference, models
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import Architecture
+from llmzip.exact.architecture import Architecture
 from llmzip.models.store import save_int8
 from llmzip.train import config as configuration
 from llmzip.train import data, domain, loop, model, optim, run

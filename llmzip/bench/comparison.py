@@ -130,8 +130,6 @@ def describe_model(name: str) -> dict[str, Any]:
     files = models.load(name)
     return {
         "bytes": sum(path.stat().st_size for path in models.model_paths(name)),
-        "parameters": sum(
-            tensor.numel() for key, tensor in files.tensors.items() if not key.endswith("_scale")
-        ),
+        "parameters": files.parameters,
         "digest": files.digest.hex(),
     }

@@ -15,15 +15,12 @@ def embedded() -> list[dict[str, Any]]:
     found = []
     for name in models.EMBEDDED:
         folder = models.folder(name)
-        tensors = models.load(name).tensors
         found.append(
             {
                 "name": name,
                 "default": name == models.DEFAULT,
                 "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-                "parameters": sum(
-                    tensor.numel() for key, tensor in tensors.items() if not key.endswith("_scale")
-                ),
+                "parameters": models.load(name).parameters,
                 "bits_per_byte": models.embedded_record(name).get("bits_per_byte", {}),
             }
         )

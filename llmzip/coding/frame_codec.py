@@ -18,12 +18,11 @@ from llmzip.coding.threads import StreamThreads
 from llmzip.errors import CorruptArchive, UnsupportedArchive
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from llmzip.coding.lookups import Lookups
     from llmzip.coding.prime import Prime
     from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
+    from llmzip.inference.base import Logits
     from llmzip.mixing.level import Blank
     from llmzip.mixing.state import State
     from llmzip.tokenizer import Tokens
@@ -288,20 +287,16 @@ class FrameCodec:
         """The model, before the first tokens of `streams` streams."""
         if not len(self._prefix):
             return self.predictor.run(streams, steps)
-        import torch
-
-        return self.predictor.run(streams, steps, torch.from_numpy(self._ids(self._prefix)))
+        return self.predictor.run(streams, steps, self._ids(self._prefix))
 
     def _step(self, run: Run, ranks: np.ndarray | None) -> np.ndarray:
         """Each stream's last token (None at the start) → frequencies of its next, int32 [S, n]."""
         logits = run.first() if ranks is None else self.logits_after(run, ranks)
         return self._frequencies.of(logits)
 
-    def logits_after(self, run: Run, ranks: np.ndarray) -> Tensor:
+    def logits_after(self, run: Run, ranks: np.ndarray) -> Logits:
         """Each stream's last token, int32 [S] → logits of its next, [S, V]."""
-        import torch
-
-        return run.step(torch.from_numpy(self._ids(ranks)))
+        return run.step(self._ids(ranks))
 
     def text(self, ranks: np.ndarray) -> bytes:
         """What tokens spell."""
@@ -349,13 +344,10 @@ class FrameCodec:
                 step += len(chunk)
         return bits / max(1, size)
 
-    def scores(self, table: np.ndarray) -> Iterator[Tensor]:
+    def scores(self, table: np.ndarray) -> Iterator[Logits]:
         """Ranks int32 [steps, S] → logits of all of them, [some steps, S, V]."""
-        import torch
-
         if len(table):
-            ids = torch.from_numpy(self._ids(table.T))
-            yield from self.new_run(table.shape[1], len(table)).score(ids)
+            yield from self.new_run(table.shape[1], len(table)).score(self._ids(table.T))
 
     def _score(self, table: np.ndarray, *, stepwise: bool = False) -> Iterator[np.ndarray]:
         """Ranks int32 [steps, S] → frequencies of all of them, int32 [some steps, S, n]; how many

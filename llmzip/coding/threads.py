@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +27,12 @@ _END = object()
 class StreamThreads:
     """Threads for `parts` parts of the streams; a context manager.
 
-    Within, each thread's share of the cores is what torch was allowed, divided among them.
+    Within, each thread's share of the cores is what torch was allowed, if it is loaded, divided
+    among them.
     """
 
     def __init__(self, streams: int, cores: int) -> None:
-        """`cores` as torch counts them; there are never more parts than streams."""
+        """`cores` as `inference.base` counts them; there are never more parts than streams."""
         count = max(1, min(cores, streams))
         bounds = [streams * i // count for i in range(count + 1)]
         self.parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
@@ -38,13 +40,15 @@ class StreamThreads:
         self._stop = threading.Event()
 
     def __enter__(self) -> StreamThreads:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._cores)
-        # what torch may use is a setting of each thread
+        # torch, if the model needs it: what it may use is a setting of each thread
+        self._torch: Any = sys.modules.get("torch")
+        if self._torch is None:
+            self._pool = ThreadPoolExecutor(len(self.parts))
+            return self
+        self._before = self._torch.get_num_threads()
+        self._torch.set_num_threads(self._cores)
         self._pool = ThreadPoolExecutor(
-            len(self.parts), initializer=torch.set_num_threads, initargs=(self._cores,)
+            len(self.parts), initializer=self._torch.set_num_threads, initargs=(self._cores,)
         )
         return self
 
@@ -54,11 +58,10 @@ class StreamThreads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        import torch
-
         self._stop.set()
         self._pool.shutdown()
-        torch.set_num_threads(self._before)
+        if self._torch is not None:
+            self._torch.set_num_threads(self._before)
 
     def start(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         """Begin a part's work. With one part it is done at once: handing it over would take

@@ -11,6 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Lower bounds of a row's max |x| and of a weight scale. Every product of scales stays a normal
+# float32, so it does not matter whether a processor flushes subnormals to zero.
+ACTIVATION_FLOOR = 2.0**-64
+SCALE_FLOOR = 2.0**-40
+
+A8_LEVELS = 127.0  # activations in one limb
+MAX_CONTEXT = 65536  # keys whose integer sums stay exact in float32, see `attention.attend`
+
 SCALE_SUFFIX = "_scale"  # `NAME_scale` float32 [N, 1] holds the scales of `NAME` int8 [N, K]
 
 

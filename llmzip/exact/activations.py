@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from llmzip.exact.tables import DIGITS, FRACTION_BITS, pi
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GATE_STEP_BITS = 10  # gates are tabulated at multiples of 1/1024
 GATE_RANGE = 16  # between -16 and 16
@@ -21,7 +24,15 @@ _GATE_FLOOR = Decimal(1) / (1 << 64)
 
 
 @cache
-def gate_table(gate: str) -> torch.Tensor:
+def gate_table(gate: str) -> Tensor:
+    """`gate_array` as a tensor, always the same one."""
+    import torch
+
+    return torch.from_numpy(gate_array(gate))
+
+
+@cache
+def gate_array(gate: str) -> np.ndarray:
     """float32 [2 · 16 · 1024 + 1]: the gate at x = i / 1024, i = -16·1024 … 16·1024.
 
     silu: 1 / (1 + e^-x). gelu: Φ(x), the normal distribution (Hendrycks and Gimpel, 2016).
@@ -36,7 +47,7 @@ def gate_table(gate: str) -> torch.Tensor:
         negative = np.zeros(size + 1, dtype=np.float32)
         for i, (at_plus, at_minus) in enumerate(_gate_values(gate, size)):
             positive[i], negative[i] = np.float32(float(at_plus)), np.float32(float(at_minus))
-    return torch.from_numpy(np.concatenate([negative[:0:-1], positive]))
+    return np.concatenate([negative[:0:-1], positive])
 
 
 def _gate_values(gate: str, size: int) -> Iterator[tuple[Decimal, Decimal]]:

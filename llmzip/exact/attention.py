@@ -14,8 +14,6 @@ from torch import Tensor
 
 from llmzip.exact import ops, tables
 
-MAX_CONTEXT = 65536  # keys whose integer sums stay exact in float32, see `attend`
-
 _SLACK = 128  # tokens that a sliding cache takes in before it moves its window to the front
 _BLOCK = 1 << 20  # scores that are computed at a time, so that they stay in a CPU's cache,
 _MAX_SCORES = 1 << 25  # and never more than these, so that they fit into memory

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmzip.exact import activations, matmul, ops, tables
-from llmzip.exact.attention import MAX_CONTEXT
+from llmzip.exact import MAX_CONTEXT, activations, matmul, ops, tables
+from llmzip.exact.architecture import Architecture
 from llmzip.exact.attention_rows import attention_rows
 from llmzip.exact.kv_cache import Cache
-from llmzip.exact.llama import Architecture, ExactLlama
+from llmzip.exact.llama import ExactLlama
 from llmzip.exact.rows import (
     activation_rows,
     add_rows,

@@ -13,11 +13,14 @@ compiled form and that of torch give the same bits.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from llmzip.compiled import compiled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MAX_BLOCK = 64  # blocks of 512 gain nothing measurable (docs/exactness.md)
 
@@ -33,7 +36,7 @@ def transform(x: Tensor, block: int) -> Tensor:
     if block == 1:
         return x
     if x.device.type == "cpu":
-        result = x.clone(memory_format=torch.contiguous_format)
+        result = x.contiguous().clone()
         transform_rows(result.view(-1, x.shape[-1]).numpy(), block)
         return result
     return _transform_by_torch(x, block)
@@ -45,6 +48,8 @@ def transform_weight(weight: Tensor, block: int) -> Tensor:
 
 
 def _transform_by_torch(x: Tensor, block: int) -> Tensor:
+    import torch
+
     shape, distance = x.shape, x.shape[-1] // block
     while distance < shape[-1]:
         first, second = x.reshape(*shape[:-1], -1, 2, distance).unbind(-2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.exact import matmul
-from llmzip.exact.llama import Architecture
+from llmzip.exact.architecture import Architecture
 
 _SLACK = 128  # tokens that a sliding cache takes before it moves its window to the front
 

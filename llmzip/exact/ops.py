@@ -15,15 +15,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from llmzip import exact
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import activations, hadamard
 
-# Lower bounds of a row's max |x| and of a weight scale. Every product of scales stays a normal
-# float32, so it does not matter whether a processor flushes subnormals to zero.
-ACTIVATION_FLOOR = 2.0**-64
-SCALE_FLOOR = 2.0**-40
-
-A8_LEVELS = 127.0  # activations in one limb
+ACTIVATION_FLOOR, SCALE_FLOOR = exact.ACTIVATION_FLOOR, exact.SCALE_FLOOR
+A8_LEVELS = exact.A8_LEVELS  # activations in one limb
 A16_LEVELS = 127.0 * 128  # activations in two limbs, hi·128 + lo, |hi| ≤ 127, |lo| ≤ 64
 KEY_LEVELS = 127.0  # queries, keys and values, stored in float32,
 WIDE_KEY_LEVELS = 127.0 * 128  # or stored in float64

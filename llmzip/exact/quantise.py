@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import SCALE_SUFFIX, hadamard, ops
-from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY
+from llmzip.exact.architecture import LLAMA_TYPES, ROTATED_KEY
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

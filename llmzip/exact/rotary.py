@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from llmzip.errors import UnsupportedModel
 from llmzip.exact.tables import DIGITS, FRACTION_BITS, pi
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BITS = 30  # fractional bits of cos and sin
 
@@ -68,9 +70,16 @@ class RotaryTable:
             context.prec = DIGITS
             self._frequencies = [int(frequency * (1 << FRACTION_BITS)) for frequency in frequencies]
         self._factors = [self._powers(1), self._powers(64), self._powers(4096)]
-        self._table = (torch.empty(0, len(frequencies)), torch.empty(0, len(frequencies)))
+        self._table = (np.empty((0, len(frequencies)), np.float32),) * 2
 
-    def cos_sin(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def cos_sin(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """`arrays` as tensors."""
+        import torch
+
+        cos, sin = self.arrays(start, count)
+        return torch.from_numpy(cos), torch.from_numpy(sin)
+
+    def arrays(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(cos, sin), each float32 [count, head_dim/2], of positions start … start + count - 1."""
         if start + count > len(self._table[0]):
             self._extend(max(2048, 1 << (start + count - 1).bit_length()))
@@ -105,10 +114,7 @@ class RotaryTable:
             cos, sin = (cos * c - sin * s) >> _BITS, (sin * c + cos * s) >> _BITS
         unit = np.float32(2.0**-_BITS)
         # one assignment, since threads may share the table
-        self._table = (
-            torch.from_numpy(cos.astype(np.float32) * unit),
-            torch.from_numpy(sin.astype(np.float32) * unit),
-        )
+        self._table = cos.astype(np.float32) * unit, sin.astype(np.float32) * unit
 
 
 def _fixed_cos_sin(angle: int) -> tuple[int, int]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.exact import activations, hadamard, ops
+from llmzip.exact import A8_LEVELS, ACTIVATION_FLOOR, activations, hadamard
 from llmzip.exact.float_bits import float_of
 
-_FLOOR = np.float32(ops.ACTIVATION_FLOOR)
+_FLOOR = np.float32(ACTIVATION_FLOOR)
 _ONE = np.float32(1)
-_A8 = np.float32(1 / ops.A8_LEVELS)
+_A8 = np.float32(1 / A8_LEVELS)
 _NORM = np.float32(32768)
 _NORM_UNIT = np.float32(1 / 32768)
 _GATE_STEPS = np.float32(1 << activations.GATE_STEP_BITS)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGITS = 60  # decimal working precision; tables need at most 16
 FRACTION_BITS = 160  # of fixed-point intermediate results
@@ -68,8 +71,10 @@ def exp2_table(step_bits: int, unit_bits: int, octaves: int) -> np.ndarray:
 
 
 @cache
-def attention_weights() -> torch.Tensor:
+def attention_weights() -> Tensor:
     """int32 [EXP2_CUTOFF + 1]: the weight of a key `t` steps below the best; the last is 0."""
+    import torch
+
     table = exp2_table(EXP2_STEP_BITS, EXP2_UNIT_BITS, EXP2_OCTAVES)
     return torch.from_numpy(np.append(table, 0).astype(np.int32))
 

@@ -5,17 +5,25 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, Union
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Ids: TypeAlias = Union[np.ndarray, "Tensor"]  # int64
+Logits: TypeAlias = Union[np.ndarray, "Tensor"]  # float32
 
 _MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
 _SLIDING_RESTART = 32768  # positions of sliding attention stay below this
@@ -38,13 +46,13 @@ class Context:
 class Run(Protocol):
     """One pass over S streams in lockstep. Use either `score`, or `first` and then `step`."""
 
-    def first(self) -> Tensor:
+    def first(self) -> Logits:
         """Logits of every stream's first token, [S, V]."""
 
-    def step(self, ids: Tensor) -> Tensor:
+    def step(self, ids: Ids) -> Logits:
         """Each stream's last token, int64 [S] → logits of its next, [S, V]."""
 
-    def score(self, ids: Tensor) -> Iterator[Tensor]:
+    def score(self, ids: Ids) -> Iterator[Logits]:
         """Whole streams, int64 [S, T] → logits of every token, as chunks [steps, S, V]."""
 
 
@@ -57,7 +65,7 @@ class Predictor(Protocol):
     on_gpu: bool  # then frames are coded together, if there are several
     kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
 
-    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> Run:
+    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> Run:
         """Begin `streams` streams of at most `steps` tokens each.
 
         All of them begin after BOS and `prefix`, int64 [P], at most the overlap: as if the window
@@ -76,6 +84,8 @@ class Predictor(Protocol):
 
 def repeated(prefix: Tensor | None, streams: int) -> Tensor:
     """The prefix of each stream, int64 [S, P]."""
+    import torch
+
     if prefix is None:
         return torch.empty(streams, 0, dtype=torch.int64)
     return prefix[None].repeat(streams, 1)
@@ -93,6 +103,8 @@ def require_memory(needed: int, device: str, name: str) -> None:
 
 def _free_memory(device: str) -> int | None:
     if device.startswith("cuda"):
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -123,6 +135,19 @@ def require_window(spec: ModelSpec, window: int, name: str) -> None:
         raise UnsupportedModel(
             f"{name} has a context of {spec.context} tokens, {window} were asked for"
         )
+
+
+def cores() -> int:
+    """How many cores may be used: as torch says, or would say."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmzip.exact import ModelSpec, fused, gpu, ops, selftest
+from llmzip.exact import fused, gpu, ops, selftest
+from llmzip.exact.architecture import LLAMA_TYPES, ROTATED_KEY, Architecture
 from llmzip.exact.fused import FusedLlama
-from llmzip.exact.llama import LLAMA_TYPES, ROTATED_KEY, Architecture, ExactLlama
-from llmzip.inference.base import Context, context_for, repeated, require_memory, require_window
+from llmzip.exact.llama import ExactLlama
+from llmzip.inference.base import Context, Ids, cores, repeated, require_memory
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ _LOGIT_SHARE = 16  # of the GPU's memory, for logits and frequencies
 _MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate
 _PARALLEL_ROWS = 4  # rows from which they pay if a step is a single call
-
-DEFAULT_ACTIVATIONS = "a8"
 
 # levels of activations, and of queries, keys and values
 ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS)}
@@ -59,9 +58,10 @@ class ExactPredictor:
             self.logit_rows = max(_LOGIT_ROWS, min(_GPU_ROWS, room // (8 * self.vocabulary)))
         self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
-    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _ExactRun:
+    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _ExactRun:
         """Begin `streams` streams of at most `steps` tokens each, after `prefix`."""
-        return _ExactRun(self, streams, steps, prefix)
+        known = None if prefix is None else torch.as_tensor(prefix)
+        return _ExactRun(self, streams, steps, known)
 
     def after_prefix(self, prefix: Tensor) -> tuple[Any, Tensor] | None:
         """Cache and hidden state [1, 1, H] of one stream after BOS and a prefix; the last ones are
@@ -98,7 +98,7 @@ class ExactPredictor:
         parallel = rows * self.model.spec.hidden_size >= _PARALLEL_ELEMENTS
         if isinstance(self.model, FusedLlama) and self.model.single_call:
             parallel = rows >= _PARALLEL_ROWS
-        return torch.get_num_threads() if parallel and self.model.device.type == "cpu" else 1
+        return cores() if parallel and self.model.device.type == "cpu" else 1
 
 
 def build(
@@ -106,8 +106,8 @@ def build(
 ) -> ExactPredictor:
     """The predictor of a model. `activations`: a key of ARITHMETIC.
 
-    Raises UnsupportedModel if the model has no exact form, does not fit into memory or has a
-    shorter context window; InexactDevice if the device deviates.
+    Raises UnsupportedModel if the model has no exact form or does not fit into memory;
+    InexactDevice if the device deviates.
     """
     levels, key_levels = ARITHMETIC[activations]
     selftest.require_exact(device)
@@ -115,7 +115,6 @@ def build(
     size = 1 if ops.int8_is_faster(torch.device(device).type) else 4
     count = sum(tensor.numel() for tensor in files.tensors.values())
     require_memory(count * size, device, files.name)
-    require_window(_model_spec(files), context.window, files.name)
     settings: dict[str, Any] = {
         "levels": levels,
         "key_levels": key_levels,
@@ -135,19 +134,6 @@ def build(
 
     model = ExactTransformer(files.config, files.tensors, **settings)
     return ExactPredictor(model, files.bos, context, _fingerprint(model, files, activations))
-
-
-def default_context(files: ModelFiles, window: int | None = None) -> Context:
-    """`context_for` the model. Raises UnsupportedModel if its config has no exact form."""
-    return context_for(_model_spec(files), files.name, window)
-
-
-def _model_spec(files: ModelFiles) -> ModelSpec:
-    if files.config.get("model_type") in LLAMA_TYPES:
-        return Architecture.from_config(files.config).spec()
-    from llmzip.exact.convert.config import model_spec, parse_config
-
-    return model_spec(parse_config(files.config))
 
 
 def _fingerprint(model: ExactTransformer, files: ModelFiles, activations: str) -> bytes:
@@ -261,8 +247,8 @@ class _ExactRun:
     def first(self) -> Tensor:
         return self._p.model.logits(self._begin()[:, 0])
 
-    def step(self, ids: Tensor) -> Tensor:
-        ids = ids.to(self._device)[:, None]
+    def step(self, ids: Ids) -> Tensor:
+        ids = torch.as_tensor(ids).to(self._device)[:, None]
         context = self._p.context
         self._recent.append(ids)
         if self._position == context.window:
@@ -279,9 +265,9 @@ class _ExactRun:
         self._position += 1
         return self._replay.step(ids)
 
-    def score(self, ids: Tensor) -> Iterator[Tensor]:
+    def score(self, ids: Ids) -> Iterator[Tensor]:
         start = self._prefix.shape[1]
-        ids = torch.cat([self._prefix, ids.to(self._device)], 1)
+        ids = torch.cat([self._prefix, torch.as_tensor(ids).to(self._device)], 1)
         context, block = self._p.context, max(1, self._p.forward_rows // self._streams)
         done = start  # tokens that are known or whose logits are given
         while done < ids.shape[1]:

@@ -20,6 +20,7 @@ from llmzip.exact.convert.config import load_network, model_spec, parse_config
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.inference.base import (
     Context,
+    Ids,
     context_for,
     processor_name,
     repeated,
@@ -84,9 +85,9 @@ class FloatPredictor:
         self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         self.threads = torch.get_num_threads()
 
-    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _FloatRun:
+    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _FloatRun:
         """Begin `streams` streams, after `prefix`."""
-        return _FloatRun(self, streams, prefix)
+        return _FloatRun(self, streams, None if prefix is None else torch.as_tensor(prefix))
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes of logits and frequencies; the size of the KV cache is not known."""
@@ -163,15 +164,15 @@ class _FloatRun:
     def first(self) -> Tensor:
         return self._feed(self._waiting)
 
-    def step(self, ids: Tensor) -> Tensor:
-        ids, context = ids[:, None].cpu(), self._p.context
+    def step(self, ids: Ids) -> Tensor:
+        ids, context = torch.as_tensor(ids)[:, None].cpu(), self._p.context
         self._recent = torch.cat([self._recent, ids], 1)[:, -max(1, context.overlap) :]
         if self._position == context.window:
             self._restart(self._recent[:, len(self._recent[0]) - context.overlap :])
             return self.first()
         return self._feed(ids)
 
-    def score(self, ids: Tensor) -> Iterator[Tensor]:
+    def score(self, ids: Ids) -> Iterator[Tensor]:
         """In decode steps, as the decoder does."""
         yield self.first()[None]
         for t in range(1, ids.shape[1]):

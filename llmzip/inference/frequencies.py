@@ -7,14 +7,19 @@ rounding, of one product, determines a frequency.
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llmzip.compiled import compiled
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import tables
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from llmzip.inference.base import Logits
 
 _STEP_BITS = 8  # logits are rounded to 1/256 octave
 _UNIT_BITS = 30  # the frequency of the likeliest id is 2^30,
@@ -26,6 +31,8 @@ _NOT_FINITE = "the model computed a logit that is not finite"
 @cache
 def _frequency_table(device: torch.device) -> Tensor:
     """int32 [30·256 + 1]: the frequency of an id `t` steps below the likeliest."""
+    import torch
+
     table = torch.from_numpy(tables.exp2_table(_STEP_BITS, _UNIT_BITS, _OCTAVES))
     return torch.cat([table, table.new_ones(1)]).to(torch.int32).to(device)
 
@@ -38,29 +45,36 @@ class TokenFrequencies:
         self.vocabulary, self._ids = vocabulary, np.ascontiguousarray(ids, dtype=np.int32)
         self._size = max(vocabulary, int(ids.max()) + 1)
 
-    def of(self, logits: Tensor) -> np.ndarray:
+    def of(self, logits: Logits) -> np.ndarray:
         """float32 [k, V] (overwritten) → int32 [k, n].
 
         Raises UnsupportedModel if a logit is NaN or +infinity: the model has no answer there.
         """
-        if logits.device.type == "cpu":
+        if isinstance(logits, np.ndarray):
             return self._on_cpu(logits)
-        return self.on_device(logits)
+        return (
+            self._on_cpu(logits.numpy()) if logits.device.type == "cpu" else self.on_device(logits)
+        )
 
-    def _on_cpu(self, logits: Tensor) -> np.ndarray:
+    def _on_cpu(self, logits: np.ndarray) -> np.ndarray:
         """`of` by a compiled loop."""
         frequencies = np.empty((len(logits), len(self._ids)), dtype=np.int32)
-        rows = np.ascontiguousarray(logits.numpy())
-        mantissas = _frequency_table(logits.device).numpy()[: 1 << _STEP_BITS]
+        rows = np.ascontiguousarray(logits)
+        mantissas = tables.exp2_mantissas(_STEP_BITS, _UNIT_BITS).astype(np.int32)
         factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
         by_id = np.full(self._size, _ESCAPE_FREQUENCY, dtype=np.int32)
         if not _compute_frequencies(rows, factor, mantissas, by_id, self._ids, frequencies):
             raise UnsupportedModel(_NOT_FINITE)
         return frequencies
 
-    @torch.inference_mode()
     def on_device(self, logits: Tensor) -> np.ndarray:
         """`of` by operations of torch."""
+        import torch
+
+        with torch.inference_mode():
+            return self._on_device(torch, logits)
+
+    def _on_device(self, torch: Any, logits: Tensor) -> np.ndarray:
         best = logits.amax(-1, keepdim=True)
         if not torch.isfinite(best).all():
             raise UnsupportedModel(_NOT_FINITE)

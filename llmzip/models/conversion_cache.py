@@ -16,16 +16,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmzip.folders import cache_folder
+from llmzip.models import weight_file
 from llmzip.models.digest import DIGEST_BYTES, digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 VERSION = 2  # of the conversion; entries of other versions are not found
 MIN_SOURCE_BYTES = 8 << 20  # smaller sources are converted in no time
@@ -41,7 +42,7 @@ class ConvertedModel:
 
     config: dict[str, Any]
     tokenizer: bytes  # `canonical` JSON
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Any]  # or numpy arrays
     digest: bytes  # of the model, as archives carry it
 
 
@@ -83,15 +84,13 @@ def save_fingerprint(environment: bytes, fingerprint: bytes) -> None:
 
 def load(source: bytes) -> ConvertedModel | None:
     """The converted form of the source with this digest; None if it is missing or damaged."""
-    from safetensors.torch import load_file
-
     folder = _entry(source)
     try:
         if any((folder / n).stat().st_size > _MAX_JSON for n in (_ENTRY, _TOKENIZER)):
             return None
         entry = json.loads((folder / _ENTRY).read_bytes())
         config, tokenizer = entry["config"], (folder / _TOKENIZER).read_bytes()
-        tensors = load_file(folder / _WEIGHTS)
+        tensors = weight_file.read(folder / _WEIGHTS)
         if digest(config, tokenizer, tensors).hex() != entry["checksum"]:
             return None
         return ConvertedModel(config, tokenizer, tensors, bytes.fromhex(entry["digest"]))

@@ -127,7 +127,7 @@ def _config(header: Header, architecture: str) -> dict[str, Any]:
     for key in ("bos_token_id", "eos_token_id"):
         id = fields.get(f"tokenizer.ggml.{key}")
         config[key] = id if isinstance(id, int) and 0 <= id < config["vocab_size"] else None
-    from llmzip.exact.llama import Architecture
+    from llmzip.exact.architecture import Architecture
 
     Architecture.from_config(config)
     return config

@@ -1,20 +1,25 @@
 """Model folders in Hugging Face format: reading, checking and writing.
 
-Torch is imported to read weights only.
+Torch is imported only for weights that numpy has no type for, and where tensors are asked for.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llmzip import output
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import SCALE_SUFFIX
-from llmzip.models import compact_tokenizer
+from llmzip.models import compact_tokenizer, weight_file
 from llmzip.models.digest import canonical, digest
 
 if TYPE_CHECKING:
@@ -31,9 +36,35 @@ class ModelFiles:
 
     name: str
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    weights: Mapping[str, Any]  # tensors, or numpy arrays if all have types that numpy knows
     tokenizer_json: bytes  # `canonical`
     digest: bytes  # BLAKE2b-256, see docs/format.md
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights as tensors; this imports torch."""
+        import torch
+
+        return {
+            # torch wants arrays that may be written to
+            name: torch.from_numpy(np.require(weight, requirements="W"))
+            if isinstance(weight, np.ndarray)
+            else weight
+            for name, weight in self.weights.items()
+        }
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        """The weights as numpy arrays, unless they were read as tensors."""
+        if not all(isinstance(weight, np.ndarray) for weight in self.weights.values()):
+            return None
+        return dict(self.weights)
+
+    @property
+    def parameters(self) -> int:
+        """How many there are; scales of int8 weights are none."""
+        weights = self.weights.items()
+        return sum(math.prod(w.shape) for name, w in weights if not name.endswith(SCALE_SUFFIX))
 
     @property
     def bos(self) -> int:
@@ -49,7 +80,7 @@ class ModelFiles:
     @property
     def quantised(self) -> bool:
         """Whether there are int8 weights."""
-        return any(name.endswith(SCALE_SUFFIX) for name in self.tensors)
+        return any(name.endswith(SCALE_SUFFIX) for name in self.weights)
 
 
 def read(folder: Path, name: str, known_digest: bytes | None = None) -> ModelFiles:
@@ -59,14 +90,14 @@ def read(folder: Path, name: str, known_digest: bytes | None = None) -> ModelFil
     """
     config = read_json(folder / "config.json")
     tokenizer = canonical(_read_tokenizer(folder))
-    tensors: dict[str, Tensor] = {}
+    weights: dict[str, Any] = {}
     for path in _weight_paths(folder):
         try:
-            tensors.update(_read_weights(path))
+            weights.update(_read_weights(path))
         except Exception as error:  # safetensors raises its own, OSError and ValueError
             raise UnsupportedModel(f"{path} cannot be read: {error}") from None
-    found = known_digest or digest(config, tokenizer, tensors)
-    return ModelFiles(name, config, tensors, tokenizer, found)
+    found = known_digest or digest(config, tokenizer, weights)
+    return ModelFiles(name, config, weights, tokenizer, found)
 
 
 def load_config_only(folder: Path) -> ModelFiles:
@@ -166,11 +197,10 @@ def _weight_paths(folder: Path) -> list[Path]:
     raise UnsupportedModel(f"{folder} holds no model.safetensors")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load, load_file
-
+def _read_weights(path: Path) -> dict[str, Any]:
+    """Numpy arrays, or tensors if numpy does not know all of their types."""
     if path.name != PACKED:
-        return dict(load_file(path))
+        return weight_file.read(path)
     from llmzip.models import packing
 
     content = io.BytesIO()
@@ -179,4 +209,4 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             raise UnsupportedModel("packed weights would grow a thousandfold")
         source.seek(0)
         packing.unpack(source, content)
-    return dict(load(content.getvalue()))
+    return weight_file.read(content.getvalue())

@@ -140,7 +140,7 @@ def _load_folder(folder: Path, name: str, exact: bool) -> ModelFiles:
     """A folder; if `exact`, linear layers of Llama-family models in int8, through the cache."""
     if not exact:
         return model_folder.read(folder, name)
-    from llmzip.exact.llama import LLAMA_TYPES
+    from llmzip.exact.architecture import LLAMA_TYPES
     from llmzip.exact.quantise import quantise_tensors
 
     key = conversion_cache.stat_key(model_folder.paths(folder))

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmzip import models
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import Architecture
+from llmzip.exact.architecture import Architecture
 from llmzip.models.store import save_int8
 from llmzip.tokenizer import Tokens
 from llmzip.train import data, evaluate, loop, prune, run

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmzip.errors import LlmzipError
-from llmzip.exact.llama import ROTATED_KEY, Architecture
+from llmzip.exact.architecture import ROTATED_KEY, Architecture
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models import ModelFiles
 from llmzip.tokenizer import Tokens

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from llmzip import models
 from llmzip.errors import LlmzipError
+from llmzip.exact.architecture import LLAMA_TYPES
 from llmzip.exact.convert.config import load_network, parse_config
-from llmzip.exact.llama import LLAMA_TYPES
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.tokenizer import Tokens
 from llmzip.train.losses import Targets

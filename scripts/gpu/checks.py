@@ -371,8 +371,9 @@ def _interpreted(files: Any, context: Any) -> Any:
     import torch
 
     from llmzip.exact import ops
+    from llmzip.exact.architecture import Architecture
     from llmzip.exact.gpu.llama import GpuLlama
-    from llmzip.exact.llama import Architecture, ExactLlama
+    from llmzip.exact.llama import ExactLlama
     from llmzip.inference import ExactPredictor
 
     model = ExactLlama(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from llmzip import models
 from llmzip.exact import fused, ops
+from llmzip.exact.architecture import LLAMA_TYPES, Architecture
 from llmzip.exact.convert.config import load_network, parse_config
 from llmzip.exact.convert.model import ExactTransformer
-from llmzip.exact.llama import LLAMA_TYPES, Architecture, ExactLlama
+from llmzip.exact.llama import ExactLlama
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.inference import Context, ExactPredictor
 from llmzip.train.evaluate import bits, windows

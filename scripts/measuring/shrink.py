@@ -23,7 +23,7 @@ from torch import Tensor
 from llmzip import inference, models
 from llmzip.bench.plots import Series, chart
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.exact.llama import LLAMA_TYPES
+from llmzip.exact.architecture import LLAMA_TYPES
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models import ModelFiles, packing
 from llmzip.tokenizer import Tokens

@@ -17,8 +17,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import ops
-from llmzip.exact.attention import MAX_CONTEXT, RingCache, storage_dtype
+from llmzip.exact import MAX_CONTEXT, ops
+from llmzip.exact.attention import RingCache, storage_dtype
 from llmzip.exact.convert.attention import ATTENTION, CacheLayer
 from llmzip.exact.convert.config import load_network, model_spec, parse_config
 from llmzip.exact.convert.match import match
