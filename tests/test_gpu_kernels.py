@@ -188,6 +188,7 @@ def test_frequencies_sums_and_answers(extra: int) -> None:
     logits[3] = 0
     plain = CpuLookups(vocabulary, TokenFrequencies(known, vocabulary.ids))
     form = GpuLookups(vocabulary, known, DEVICE)
+    form.require_exact(TokenFrequencies(known, vocabulary.ids))
     given = form.rows(logits.to(DEVICE))()
     frequencies = plain.rows(logits.clone())().frequencies
     assert np.array_equal(given.frequencies, frequencies)

@@ -145,7 +145,7 @@ class FrameCodec:
         return frame.streams, steps
 
     def lookups(self) -> Lookups:
-        """Made at the first use."""
+        """Made at the first use. Raises InexactDevice."""
         if self._lookups is None:
             from llmzip.coding.lookups import CpuLookups, GpuLookups
 
@@ -153,7 +153,9 @@ class FrameCodec:
             if device is None:
                 self._lookups = CpuLookups(self.vocabulary, self._frequencies)
             else:
-                self._lookups = GpuLookups(self.vocabulary, self.predictor.vocabulary, device)
+                own = GpuLookups(self.vocabulary, self.predictor.vocabulary, device)
+                own.require_exact(self._frequencies)
+                self._lookups = own
         return self._lookups
 
     def costs(

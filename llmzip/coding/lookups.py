@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from llmzip.errors import UnsupportedModel
-from llmzip.mixing.distribution import Distributions, of_rows
-from llmzip.mixing.questions import answers_of, questions_of
+from llmzip.errors import InexactDevice, UnsupportedModel
+from llmzip.mixing.distribution import ANSWER_BITS, BLOCK, Distributions, of_rows
+from llmzip.mixing.questions import SUM, answers_of, questions_of
 from llmzip.mixing.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -88,6 +88,41 @@ class GpuLookups:
         wait = self._copied(*self._frequencies.rows(logits))
         return lambda: of_rows(*wait())
 
+    def require_exact(self, plain: TokenFrequencies) -> None:
+        """Compare with torch's operations on the same device for a probe. Raises InexactDevice."""
+        import torch
+
+        size, vocabulary = len(self._questions.starts) - 2, plain.vocabulary
+        logits = torch.arange(2 * vocabulary, device=self._device).view(2, -1) * 7919 % 4099
+        logits = logits.float().mul_(1 / 256)
+        ranks = np.array([size // 3, size - 1], dtype=np.int32)
+        counts = self.counts(ranks)
+        offsets = np.cumsum(counts) - counts
+        found = self.answers(logits, ranks, offsets, int(counts.sum()))()
+        given = self.rows(logits)()
+        frequencies = plain.on_device(logits)
+        expected = []
+        for row, rank in zip(frequencies.astype(np.int64), ranks, strict=True):
+            part = slice(self._questions.starts[rank], self._questions.starts[rank + 1])
+            lows, highs = self._questions.low[part].tolist(), self._questions.high[part].tolist()
+            for low, high in zip(lows, highs, strict=True):
+                if high == SUM:
+                    expected.append(int(row[:low].sum()))
+                else:
+                    best = low + int(row[low:high].argmax())
+                    expected.append(best << ANSWER_BITS | int(row[best]))
+        blocks = [
+            row.reshape(-1, BLOCK) for row in np.pad(frequencies, ((0, 0), (0, -size % BLOCK)))
+        ]
+        right = (
+            np.array_equal(given.frequencies, frequencies)
+            and np.array_equal(given.sums[:, 1:], [np.cumsum(b.sum(1)) for b in blocks])
+            and np.array_equal(given.most, [b.max(1) for b in blocks])
+            and found.tolist() == expected
+        )
+        if not right:
+            raise InexactDevice(f"Triton's kernels for frequencies deviate on {self._device}")
+
     def _moved(self, array: np.ndarray) -> Tensor:
         import torch
 
@@ -108,7 +143,7 @@ class GpuLookups:
                 torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
                 for t in sources
             ]
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
         else:
             copies = sources
