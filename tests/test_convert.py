@@ -26,7 +26,7 @@ from llmzip.exact.activations import GATES, gate_table
 from llmzip.exact.convert import verify
 from llmzip.exact.convert.config import load_network, parse_config
 from llmzip.exact.convert.model import ExactTransformer, make_exact
-from llmzip.inference import Context
+from llmzip.inference import Context, exact_predictor
 
 # all of them are compared in every way; these, which every mechanism is in, on other settings too
 CORE = ("gpt2", "llama3", "qwen2-sliding", "qwen3", "gpt-neox", "gemma3", "opt-projected")
@@ -52,17 +52,17 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def _predictor(
     folder: Path, activations: str = "a16", context: Context = CONTEXT
-) -> inference.ExactPredictor:
+) -> exact_predictor.ExactPredictor:
     files = models.load(str(folder))
     return inference.build(files, activations=activations, context=context)
 
 
-def _scored(model: inference.ExactPredictor, ids: Tensor) -> Tensor:
+def _scored(model: exact_predictor.ExactPredictor, ids: Tensor) -> Tensor:
     """[S, T, V], the logits of each id by one parallel pass."""
     return torch.cat([chunk.clone() for chunk in model.run(*ids.shape).score(ids)]).transpose(0, 1)
 
 
-def _stepped(model: inference.ExactPredictor, ids: Tensor) -> Tensor:
+def _stepped(model: exact_predictor.ExactPredictor, ids: Tensor) -> Tensor:
     run = model.run(*ids.shape)
     logits = [run.first(), *(run.step(ids[:, t]).clone() for t in range(ids.shape[1] - 1))]
     return torch.stack(logits, 1)
@@ -165,7 +165,7 @@ def test_a_converted_llama_is_the_llama_of_our_own(
     files = models.load(str(folder_of(name)))
     own = _predictor(folder_of(name))
     form = ExactTransformer(files.config, files.tensors, rotated=True)
-    converted = inference.ExactPredictor(form, files.bos, own.context)
+    converted = exact_predictor.ExactPredictor(form, files.bos, own.context)
     assert torch.equal(_scored(own, IDS), _scored(converted, IDS))
 
 

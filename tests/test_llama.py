@@ -32,7 +32,8 @@ from llmzip.exact.attention import attend
 from llmzip.exact.fused import FusedLlama, agrees, fused
 from llmzip.exact.llama import ExactLlama
 from llmzip.exact.rotary import RotaryTable, rotary_frequencies
-from llmzip.inference import Context, ExactPredictor, build
+from llmzip.inference import Context, build
+from llmzip.inference.exact_predictor import ExactPredictor
 from llmzip.tokenizer import Tokens
 
 LEVELS = {"a8": ops.A8_LEVELS, "a16": ops.A16_LEVELS}

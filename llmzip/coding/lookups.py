@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from llmzip.inference.base import Logits
     from llmzip.inference.frequencies import TokenFrequencies
 
 
@@ -30,11 +31,11 @@ class Lookups(Protocol):
         """How many answers each of the int32 ranks takes, int64; rank n, for padding, none."""
 
     def answers(
-        self, logits: Tensor, ranks: np.ndarray, offsets: np.ndarray, size: int
+        self, logits: Logits, ranks: np.ndarray, offsets: np.ndarray, size: int
     ) -> Callable[[], np.ndarray]:
         """Logits float32 [k, V] → int64 [size], the answers of int32 ranks [k] from offsets [k]."""
 
-    def rows(self, logits: Tensor) -> Callable[[], Distributions]:
+    def rows(self, logits: Logits) -> Callable[[], Distributions]:
         """Logits float32 [k, V] → their distributions."""
 
 
@@ -48,13 +49,13 @@ class CpuLookups:
         return self._questions.counts(ranks)
 
     def answers(
-        self, logits: Tensor, ranks: np.ndarray, offsets: np.ndarray, size: int
+        self, logits: Logits, ranks: np.ndarray, offsets: np.ndarray, size: int
     ) -> Callable[[], np.ndarray]:
         rows = self._frequencies.of(logits)
         found = answers_of(rows, ranks, self._questions, offsets, size)
         return lambda: found
 
-    def rows(self, logits: Tensor) -> Callable[[], Distributions]:
+    def rows(self, logits: Logits) -> Callable[[], Distributions]:
         found = of_rows(self._frequencies.of(logits))
         return lambda: found
 
@@ -74,7 +75,7 @@ class GpuLookups:
         return self._questions.counts(ranks)
 
     def answers(
-        self, logits: Tensor, ranks: np.ndarray, offsets: np.ndarray, size: int
+        self, logits: Any, ranks: np.ndarray, offsets: np.ndarray, size: int
     ) -> Callable[[], np.ndarray]:
         import torch
 
@@ -84,7 +85,7 @@ class GpuLookups:
         wait = self._copied(answers)
         return lambda: wait()[0]
 
-    def rows(self, logits: Tensor) -> Callable[[], Distributions]:
+    def rows(self, logits: Any) -> Callable[[], Distributions]:
         wait = self._copied(*self._frequencies.rows(logits))
         return lambda: of_rows(*wait())
 

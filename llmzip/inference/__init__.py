@@ -1,7 +1,7 @@
 """Token ids so far → logits of the next token.
 
-`base`: the interface of a predictor. `building`: the predictor of a model. `compiled_predictor`: the
-same bits on every machine, without torch; `exact_predictor`: likewise, for all models and devices.
+`base`: the interface of a predictor. `building`: the predictor of a model. `exact_predictor`: the
+same bits on every machine; `compiled_predictor`: likewise, without torch, for most int8 models.
 `float_predictor`: any causal model in floating point, for one environment. `frequencies`: logits →
 integer frequencies for the entropy coder.
 """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.kv_cache import Cache
 from llmzip.inference.base import Context, cores
+
+if TYPE_CHECKING:
+    import torch
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
 _LOGIT_ROWS = 128  # tokens whose logits are held at a time
@@ -21,7 +24,8 @@ class CompiledPredictor:
     """A compiled model with a context window that restarts, for any number of streams."""
 
     fingerprint = b""
-    on_gpu, kernels = False, None
+    on_gpu = False
+    kernels: torch.device | None = None
 
     def __init__(self, model: CompiledLlama, bos: int, context: Context) -> None:
         """`bos` begins every context."""
@@ -42,7 +46,7 @@ class CompiledPredictor:
             run = _Run(self, 1, 1, prefix)
             hidden = run.catch_up()
             known = self._after_prefix = prefix, run.cache, hidden
-        return known[1:]
+        return known[1], known[2]
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about; a prefix counts as steps."""
@@ -89,8 +93,7 @@ class _Run:
         """Feed BOS and the prefix → hidden state of the last, [S, H]."""
         if not len(self._given):
             return self.catch_up()
-        cache, hidden = self._p.after_prefix(self._given) if self._streams else (None, None)
-        assert cache is not None and hidden is not None
+        cache, hidden = self._p.after_prefix(self._given)
         self.cache.continue_from(cache)
         self._position = self._waiting.shape[1]
         return np.repeat(hidden, self._streams, 0)

@@ -52,9 +52,9 @@ class TokenFrequencies:
         """
         if isinstance(logits, np.ndarray):
             return self._on_cpu(logits)
-        return (
-            self._on_cpu(logits.numpy()) if logits.device.type == "cpu" else self.on_device(logits)
-        )
+        if logits.device.type == "cpu":
+            return self._on_cpu(logits.numpy())
+        return self.on_device(logits)
 
     def _on_cpu(self, logits: np.ndarray) -> np.ndarray:
         """`of` by a compiled loop."""

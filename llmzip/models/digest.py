@@ -18,9 +18,10 @@ VOLATILE_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "tran
 def digest(
     config: dict[str, Any], tokenizer: dict[str, Any] | bytes, weights: Mapping[str, Any]
 ) -> bytes:
-    """BLAKE2b-256 over config, tokenizer and weights (arrays or tensors), each part preceded by its length.
+    """BLAKE2b-256 over config, tokenizer and weights, each part preceded by its length.
 
-    `tokenizer` is parsed JSON or, to save time, its `canonical` form.
+    `tokenizer` is parsed JSON or, to save time, its `canonical` form; weights are numpy arrays or
+    tensors.
     """
     hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
 

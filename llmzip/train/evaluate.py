@@ -64,6 +64,6 @@ def _exact_bits(files: models.ModelFiles, ids: Tensor) -> float:
     for part in torch.split(ids, _STREAMS):
         step = 0
         for chunk in exact.run(*part.shape).score(part):
-            total += bits(chunk, part.T[step : step + len(chunk)])
+            total += bits(torch.as_tensor(chunk), part.T[step : step + len(chunk)])
             step += len(chunk)
     return total

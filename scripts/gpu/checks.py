@@ -374,7 +374,7 @@ def _interpreted(files: Any, context: Any) -> Any:
     from llmzip.exact.architecture import Architecture
     from llmzip.exact.gpu.llama import GpuLlama
     from llmzip.exact.llama import ExactLlama
-    from llmzip.inference import ExactPredictor
+    from llmzip.inference.exact_predictor import ExactPredictor
 
     model = ExactLlama(
         Architecture.from_config(files.config), files.tensors, levels=ops.A8_LEVELS,

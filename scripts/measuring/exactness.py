@@ -21,7 +21,8 @@ from llmzip.exact.convert.config import load_network, parse_config
 from llmzip.exact.convert.model import ExactTransformer
 from llmzip.exact.llama import ExactLlama
 from llmzip.exact.quantise import dequantise_tensors
-from llmzip.inference import Context, ExactPredictor
+from llmzip.inference import Context
+from llmzip.inference.exact_predictor import ExactPredictor
 from llmzip.train.evaluate import bits, windows
 from measuring import Report, argument, command, report_of
 

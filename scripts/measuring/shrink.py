@@ -139,7 +139,7 @@ def _bits_per_byte(
     config = {**files.config, "num_hidden_layers": layers}
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
-    changed = dataclasses.replace(files, config=config, tensors=tensors)
+    changed = dataclasses.replace(files, config=config, weights=tensors)
     context = inference.default_context(changed)
     model = inference.build(changed, activations=kind, context=context)
     size = -(-len(text) // max(1, len(text) // 4096))

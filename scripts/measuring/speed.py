@@ -22,14 +22,14 @@ from unittest.mock import patch
 import torch
 
 import llmzip
-from llmzip import inference, models, tokenizer
+from llmzip import models, tokenizer
 from llmzip.archive.options import FRAME_SIZE, Options
 from llmzip.bench import codecs, provenance
 from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import DIRECTIONS
 from llmzip.coding.frame import ZSTD, Frame
 from llmzip.coding.threads import StreamThreads
-from llmzip.exact.fused import FusedLlama
+from llmzip.exact.architecture import Architecture
 from llmzip.inference import exact_predictor
 from measuring import Report, argument, command, report_of
 from measuring.archives import sweep
@@ -99,9 +99,7 @@ def speed(given: Namespace) -> Report:
 def roofline(name: str) -> dict[str, Any]:
     """Seconds a token that float32 sgemm takes for the products of a model of the Llama family."""
     files = models.load(name)
-    model = inference.build(files, activations="a8", context=inference.default_context(files)).model
-    assert isinstance(model, FusedLlama)
-    a = model.architecture
+    a = Architecture.from_config(files.config)
     window = min(a.window or a.context, a.context)
     shapes = [
         (a.hidden_size, (a.heads + 2 * a.kv_heads) * a.head_dim, a.layers),
