@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from llmzip.inference import Context
+from llmzip.inference.base import Ids, Logits
+
+
+def joined(chunks: Iterable[Logits]) -> Tensor:
+    """What `Run.score` gives, in one tensor."""
+    return torch.cat([torch.as_tensor(chunk).clone() for chunk in chunks])
 
 
 class TablePredictor:
@@ -22,7 +28,7 @@ class TablePredictor:
         self._table = torch.cat([logits, first[None]])
         self.vocabulary = logits.shape[1]
 
-    def run(self, streams: int, steps: int, prefix: Tensor | None = None) -> _TableRun:
+    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _TableRun:
         return _TableRun(self._table, streams, -1 if prefix is None else int(prefix[-1]))
 
     def memory(self, streams: int, steps: int) -> int:
@@ -43,10 +49,10 @@ class _TableRun:
     def first(self) -> Tensor:
         return self._table[self._before].repeat(self._streams, 1)
 
-    def step(self, ids: Tensor) -> Tensor:
-        return self._table[ids]
+    def step(self, ids: Ids) -> Tensor:
+        return self._table[torch.as_tensor(ids)]
 
-    def score(self, ids: Tensor) -> Iterator[Tensor]:
-        before = torch.nn.functional.pad(ids, (1, 0), value=self._before)[:, :-1]
+    def score(self, ids: Ids) -> Iterator[Tensor]:
+        before = torch.nn.functional.pad(torch.as_tensor(ids), (1, 0), value=self._before)[:, :-1]
         for part in torch.split(before.T, max(1, 100 // self._streams)):
             yield self._table[part]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import AWKWARD, PROSE, TINY, _sentencepiece, run
+from table_predictor import joined
 from tokenizers import Tokenizer
 
 import llmzip
@@ -103,7 +104,7 @@ def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
     ids = torch.arange(40)[None] * 7 % 512
     context = inference.Context(64, 32)
     one, other = (
-        torch.cat(list(inference.build(f, activations="a8", context=context).run(1, 40).score(ids)))
+        joined(inference.build(f, activations="a8", context=context).run(1, 40).score(ids))
         for f in (files, folder)
     )
     assert torch.equal(one, other)
@@ -146,7 +147,7 @@ def test_qwen2_has_biases_and_plain_rows(tmp_path: Path) -> None:
     ids = torch.arange(30)[None] * 7 % 512
     with torch.no_grad():
         expected = network(torch.cat([torch.zeros(1, 1, dtype=torch.int64), ids], 1)).logits[0, :-1]
-    logits = torch.cat(list(model.run(1, 30).score(ids)))[:, 0]
+    logits = joined(model.run(1, 30).score(ids))[:, 0]
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
 

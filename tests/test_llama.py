@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROSE, TINY
+from table_predictor import joined
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -232,7 +233,7 @@ def test_exactness_costs_little_on_a_trained_model(activations: str, cost: float
     with torch.inference_mode():
         fp32 = model(torch.nn.functional.pad(ids, (1, 0), value=files.bos)[:, :-1]).logits
     exact = build(files, activations=activations, context=Context(256, 128)).run(*ids.shape)
-    logits = torch.cat(list(exact.score(ids)))[:, 0]
+    logits = joined(exact.score(ids))[:, 0]
     losses = [torch.nn.functional.cross_entropy(x, ids[0]).item() for x in (fp32[0], logits)]
     assert losses[1] < losses[0] * (1 + cost)
 

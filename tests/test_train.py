@@ -15,6 +15,7 @@ import torch
 import zstandard
 from conftest import PROSE
 from conftest import TINY as TINY_MODEL
+from table_predictor import joined
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmzip
@@ -215,7 +216,7 @@ def test_the_exported_model_has_the_loss_that_was_trained(work: Path) -> None:
     with torch.no_grad():
         _, trained = trainee(torch.nn.functional.pad(rows, (1, 0), value=files.bos))
     predictor = inference.build(files, activations="a8", context=inference.default_context(files))
-    logits = torch.cat(list(predictor.run(*rows.shape).score(rows)))
+    logits = joined(predictor.run(*rows.shape).score(rows))
     exported = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows.T.flatten())
     assert exported.item() == pytest.approx(trained.item(), rel=1e-3)
 

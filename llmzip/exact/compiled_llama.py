@@ -53,7 +53,7 @@ class CompiledLlama:
         for arrays that are missing, not finite or of another shape."""
         self.architecture = a = architecture
         self.spec = a.spec()
-        self._arrays, self._rotated = arrays, rotated
+        self._arrays, self.rotated = arrays, rotated
         hidden, queries, keys = a.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim
         shapes = (
             (hidden, (queries, keys, keys)),
@@ -96,7 +96,7 @@ class CompiledLlama:
         self._rotary = RotaryTable(rotary_frequencies(a.rope, a.head_dim))
 
     def _block(self, inputs: int) -> int:
-        return hadamard.block_size(inputs) if self._rotated else 1
+        return hadamard.block_size(inputs) if self.rotated else 1
 
     def _take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         array = self._arrays.get(name)
