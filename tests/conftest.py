@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fork_server import ForkServer, can_fork
 from hypothesis import settings
 from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -185,20 +187,34 @@ def table_codec() -> FrameCodec:
 
 
 @functools.cache
-def compile_kernels() -> None:
-    """Once for each test process: the first use after a change compiles, and says so on stderr."""
-    command = [sys.executable, "-m", "llmzip", "-q", "-c", "--model", str(TINY)]
-    subprocess.run(command, input=PROSE.encode(), capture_output=True, check=True)
+def _fork_server() -> ForkServer | None:
+    """One for each test process. After a change its first run compiles, which would be logged."""
+    first = ["-q", "-c", "--model", str(TINY)]
+    if sys.platform != "linux":
+        command = [sys.executable, "-m", "llmzip.cli", *first]
+        subprocess.run(command, input=PROSE.encode(), capture_output=True, check=True)
+        return None
+    server = ForkServer(first, PROSE.encode())
+    atexit.register(server.close)
+    return server
 
 
 def run(
-    *arguments: str | Path, environment: dict[str, str] | None = None, **options: object
+    *arguments: str | Path,
+    environment: dict[str, str] | None = None,
+    cwd: str | Path | None = None,
+    **options: object,
 ) -> subprocess.CompletedProcess[bytes]:
-    """`llmzip …` as a process of its own."""
-    compile_kernels()
+    """`llmzip …` as a process of its own, forked (`fork_server`) if that makes no difference."""
+    server, words = _fork_server(), list(map(str, arguments))
+    whole = {**os.environ, **(environment or {})}
+    if server and options.keys() <= {"input"} and can_fork(words, whole):
+        data: Any = options.get("input")
+        return server.run(words, whole, str(cwd or Path.cwd()), data)
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "llmzip.cli", *map(str, arguments)],
+        [sys.executable, "-m", "llmzip.cli", *words],
         capture_output=True,
-        env={**os.environ, **(environment or {})},
+        env=whole,
+        cwd=cwd,
         **options,
     )
