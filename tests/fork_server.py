@@ -28,15 +28,13 @@ from pathlib import Path
 # variables that llmzip and Python look up whenever they need them. Libraries read others when they
 # are imported: if one of these differs from the server's, the process is not forked
 _FREE = ("LLMZIP_", "PYTEST_", "XDG_", "HOME", "COLUMNS", "NO_COLOR", "TMPDIR")
-_UNFORKED = {"bench", "doctor", "train"}  # these measure, or start processes
 _LIMIT = 1 << 17  # bytes of a request
 _READY = b"ready"
 
 
 def can_fork(arguments: list[str], environment: dict[str, str]) -> bool:
     """Whether a fork does what a new process would."""
-    apart = _UNFORKED.intersection(arguments[:1]) or "--workers" in arguments
-    return not apart and _fixed(environment) == _fixed(os.environ)
+    return "--workers" not in arguments and _fixed(environment) == _fixed(os.environ)
 
 
 def _fixed(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
