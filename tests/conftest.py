@@ -165,6 +165,41 @@ TOKENIZERS = {
 }
 
 
+# two halves, a minute each, of the code that is compiled after a change of the sources
+_KERNELS = (
+    "from llmzip.exact import fused; assert fused.agrees(32, True)",
+    "import conftest; conftest.compile_mixing()",
+)
+
+
+def compile_mixing() -> None:
+    """Code a text by a model that needs nothing compiled."""
+    codec = table_frames()
+    frame = codec.encode(PROSE.encode(), None, lambda content, coded: None)
+    assert codec.decode(frame, lambda content, coded: None) == PROSE.encode()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile once, on two cores, what all test processes would compile at the same time."""
+    several = getattr(session.config.option, "numprocesses", None)
+    if hasattr(session.config, "workerinput") or not several or _is_compiled():
+        return
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    halves = [subprocess.Popen([sys.executable, "-c", c], env=environment) for c in _KERNELS]
+    for half in halves:  # one that fails has said why; tests will, too
+        half.wait()
+
+
+def _is_compiled() -> bool:
+    """Whether numba's caches beside the sources are at least as new as these."""
+    root = Path(__file__).parent.parent / "llmzip"
+    for package in ("exact", "mixing"):
+        cached = [path.stat().st_mtime for path in (root / package).rglob("*.nbi")]
+        if max(cached, default=0) < max(p.stat().st_mtime for p in (root / package).glob("*.py")):
+            return False
+    return True
+
+
 @pytest.fixture(scope="session", params=TOKENIZERS)
 def tokens(request: pytest.FixtureRequest) -> Tokens:
     """A lossless code of each kind of tokenizer."""
