@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fork_server import ForkServer, can_fork
+from fork_server import ForkServer
 from hypothesis import settings
 from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -200,6 +201,18 @@ def _is_compiled() -> bool:
     return True
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """What a test leaves in the environment, as `--threads` does, is not for the next one."""
+    before = dict(os.environ)
+    yield
+    for name in {*before, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+        if before.get(name) is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture(scope="session", params=TOKENIZERS)
 def tokens(request: pytest.FixtureRequest) -> Tokens:
     """A lossless code of each kind of tokenizer."""
@@ -243,7 +256,7 @@ def run(
     """`llmzip …` as a process of its own, forked (`fork_server`) if that makes no difference."""
     server, words = _fork_server(), list(map(str, arguments))
     whole = {**os.environ, **(environment or {})}
-    if server and options.keys() <= {"input"} and can_fork(words, whole):
+    if server and options.keys() <= {"input"} and server.accepts(words, whole):
         data: Any = options.get("input")
         return server.run(words, whole, str(cwd or Path.cwd()), data)
     return subprocess.run(  # type: ignore[call-overload, no-any-return]

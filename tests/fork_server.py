@@ -32,11 +32,6 @@ _LIMIT = 1 << 17  # bytes of a request
 _READY = b"ready"
 
 
-def can_fork(arguments: list[str], environment: dict[str, str]) -> bool:
-    """Whether a fork does what a new process would."""
-    return "--workers" not in arguments and _fixed(environment) == _fixed(os.environ)
-
-
 def _fixed(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(_FREE)}
 
@@ -66,11 +61,14 @@ class ForkServer:
         self._socket.close()
         self._process.wait()
 
+    def accepts(self, arguments: list[str], environment: dict[str, str]) -> bool:
+        """Whether a fork does what a new process would."""
+        return "--workers" not in arguments and _fixed(environment) == self._environment
+
     def run(
         self, arguments: list[str], environment: dict[str, str], folder: str, data: bytes | None
     ) -> subprocess.CompletedProcess[bytes]:
         """As `subprocess.run` with captured output; the input `data` comes through a pipe."""
-        assert _fixed(environment) == self._environment
         os.umask(umask := os.umask(0))
         request = json.dumps([arguments, folder, environment, umask]).encode()
         output, errors = os.pipe(), os.pipe()
