@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place
 
 LOWER, RANGE, POINT, NEXT = range(4)
 _U24, _U32 = np.uint64(24), np.uint64(32)
@@ -25,7 +25,7 @@ def new_coder(words: np.ndarray) -> np.ndarray:
     return np.array([0, 2**64 - 1, first[0] << 32 | first[1], 2], dtype=np.uint64)
 
 
-@inlined
+@inlined_in_place
 def decode_bit(coder: np.ndarray, words: np.ndarray, probability: int) -> int:
     """The next decision, whose probability of a one is `probability` / 2^16; -1 where the words
     make no sense. A one has what constriction leaves it of 2^24 after the zero."""

@@ -152,6 +152,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(work: Path, tmp_path: Path) -
         assert torch.equal(one, other)
 
 
+def test_training_leaves_subnormal_numbers_to_its_process(work: Path) -> None:
+    loop.train(TINY, work, 1, phase="stable", max_steps=1)
+    assert np.float32(1e-40) * np.float32(1) > 0
+
+
 def test_a_resumed_run_logs_as_an_uninterrupted_one(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

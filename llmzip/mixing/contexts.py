@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined, prefetch
+from llmzip.compiled import inlined_in_place, prefetch
 from llmzip.mixing.history import (
     DIGITS,
     ELEMENT,
@@ -40,7 +40,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _PART_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 
 
-@inlined
+@inlined_in_place
 def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
     """Contexts 0 to 13 of stream `s`, those that know nothing of tokens, into uint64 hashes."""
     counters, kept, ring = history.counters, history.hashes, history.ring
@@ -93,7 +93,7 @@ def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
     hashes[13] = (kept[s, SHAPE12] * m + run) * m + np.uint64(14)
 
 
-@inlined
+@inlined_in_place
 def hash_tokens(
     history: History, s: int, low: int, depth: int, byte: int, sureness: int, hashes: np.ndarray
 ) -> None:
@@ -110,7 +110,7 @@ def hash_tokens(
     hashes[17] = ((before * m + token) * m + node) * m + np.uint64(18)
 
 
-@inlined
+@inlined_in_place
 def find_slots(
     slots: np.ndarray, hashes: np.ndarray, part: int, keys: np.ndarray, found: np.ndarray
 ) -> None:
@@ -127,7 +127,7 @@ def find_slots(
         found[i] = _find_slot(slots, mask, keys[i])
 
 
-@inlined
+@inlined_in_place
 def _find_slot(slots: np.ndarray, mask: int, key: np.uint64) -> int:
     """Three places are tried; if none has the check, the one whose first history has seen least
     is emptied."""
@@ -153,7 +153,7 @@ def _find_slot(slots: np.ndarray, mask: int, key: np.uint64) -> int:
     return chosen
 
 
-@inlined
+@inlined_in_place
 def history_place(step: int, part: int) -> int:
     """Where in its slot the history of a decision is: step 0 is the flag, 1 to 8 the bits, of which
     `part` holds those known, after a leading 1."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place
 from llmzip.mixing.tables import LOG2, LOGIT_LIMIT
 
 _BLOCK_BITS = 7
@@ -16,7 +16,7 @@ BLOCK = 1 << _BLOCK_BITS
 _LN2 = 2839  # ln 2 · 2^12: from logarithms in 1/4096 to logits, 16 bits down
 
 
-@inlined
+@inlined_in_place
 def sum_blocks(frequencies: np.ndarray, sums: np.ndarray, most: np.ndarray) -> None:
     """Fills sums int64 [blocks + 1], of all before each block, and the largest of each block,
     most int32 [blocks]."""
@@ -32,7 +32,7 @@ def sum_blocks(frequencies: np.ndarray, sums: np.ndarray, most: np.ndarray) -> N
     sums[len(most)] = total
 
 
-@inlined
+@inlined_in_place
 def _sum_and_most(part: np.ndarray, size: int) -> tuple[int, int]:
     low, high, largest = np.uint32(0), np.uint32(0), np.uint32(0)
     for i in range(size):
@@ -44,7 +44,7 @@ def _sum_and_most(part: np.ndarray, size: int) -> tuple[int, int]:
     return (np.int64(high) << 16) + np.int64(low), np.int32(largest)
 
 
-@inlined
+@inlined_in_place
 def sum_before(frequencies: np.ndarray, sums: np.ndarray, rank: int) -> int:
     """The sum of the frequencies of all ranks below `rank`."""
     total = np.int64(0)
@@ -53,7 +53,7 @@ def sum_before(frequencies: np.ndarray, sums: np.ndarray, rank: int) -> int:
     return sums[rank >> _BLOCK_BITS] + total
 
 
-@inlined
+@inlined_in_place
 def likeliest(frequencies: np.ndarray, most: np.ndarray, low: int, high: int) -> int:
     """The first rank of low … high - 1 with the largest frequency there."""
     best, found = np.int32(0), low
@@ -69,7 +69,7 @@ def likeliest(frequencies: np.ndarray, most: np.ndarray, low: int, high: int) ->
     return found
 
 
-@inlined
+@inlined_in_place
 def log2(value: int) -> int:
     """2^12 · log2 of a positive integer, rounded down in its last bits."""
     octave = np.int64(12)
@@ -85,7 +85,7 @@ def log2(value: int) -> int:
     return (octave << 12) + LOG2[value - 4096]
 
 
-@inlined
+@inlined_in_place
 def logit(one: int, zero: int) -> int:
     """ln(one / zero) of two positive integers, in 1/256, within the limit."""
     exact = ((log2(one) - log2(zero)) * _LN2) >> 16

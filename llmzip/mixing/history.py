@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place
 
 # columns of History.counters
 POSITION, LINE, LINE_ABOVE, FIELD, ELEMENT, DIGITS, ELEMENTS_ABOVE, PARITY = range(8)
@@ -59,7 +59,7 @@ def new_history(streams: int, ring: int, place_bits: int) -> History:
     )
 
 
-@inlined
+@inlined_in_place
 def observe(history: History, s: int, byte: int) -> None:
     """Stream `s` goes on with `byte`."""
     counters, hashes = history.counters, history.hashes
@@ -87,7 +87,7 @@ def observe(history: History, s: int, byte: int) -> None:
         _find_match(history, s)
 
 
-@inlined
+@inlined_in_place
 def _observe_element(history: History, s: int, byte: int, position: int) -> None:
     counters, hashes = history.counters, history.hashes
     digit = 48 <= byte <= 57
@@ -110,7 +110,7 @@ def _observe_element(history: History, s: int, byte: int, position: int) -> None
     hashes[s, SHAPE12] = shape
 
 
-@inlined
+@inlined_in_place
 def _follow_match(history: History, s: int, byte: int) -> None:
     counters = history.counters
     mask = history.ring.shape[1] - 1
@@ -133,7 +133,7 @@ def _follow_match(history: History, s: int, byte: int) -> None:
     counters[s, MATCH] = match
 
 
-@inlined
+@inlined_in_place
 def _find_match(history: History, s: int) -> None:
     """Look for a longer match than that of stream `s`, and remember where it is."""
     counters, ring, places = history.counters, history.ring, history.places

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place, prefetch
 from llmzip.mixing.bit_history import NEXT_STATE, SCALE_SHIFT
 from llmzip.mixing.contexts import CONTEXTS
 from llmzip.mixing.state import (
@@ -17,19 +17,22 @@ from llmzip.mixing.state import (
     INPUTS,
     MATCH_INPUT,
     MODEL_INPUT,
+    REFINED_KNOTS,
     SETS,
     Learned,
 )
 from llmzip.mixing.tables import LOGIT_LIMIT, SHARES, SQUASH, STRETCH
+from llmzip.mixing.vector import inner_product
 
 _MOST_WEIGHT = np.int32((1 << 19) - 1)  # times a logit is less than 2^31
 _CONSTANT = 77
 _RATE, _FINAL_RATE, _REFINING_RATE, _MATCH_RATE = 16, 2, 20, 7
 _MOST_SEEN = 250  # observations that a probability remembers
+_VECTORS = INPUTS // 8
 _HALF = np.int32(1 << 15)
 
 
-@inlined
+@inlined_in_place
 def context_inputs(
     learned: Learned, found: np.ndarray, place: int, flag: int, inputs: np.ndarray
 ) -> None:
@@ -45,7 +48,7 @@ def context_inputs(
             inputs[CONTEXTS + i] = (probability - 2048) >> SCALE_SHIFT[state]
 
 
-@inlined
+@inlined_in_place
 def match_inputs(probability: int, expected: int, inputs: np.ndarray) -> None:
     """From the probability, 22 bits, that the match is right to expect this bit; -1: none."""
     if expected < 0:
@@ -57,26 +60,30 @@ def match_inputs(probability: int, expected: int, inputs: np.ndarray) -> None:
     inputs[MATCH_INPUT + 1] = sign * ((high - 2048) >> 2)
 
 
-@inlined
+@inlined_in_place
 def mix(
     learned: Learned, chosen: np.ndarray, final_set: int, inputs: np.ndarray, logits: np.ndarray
 ) -> int:
     """The logit of the second layer; those of the first into int32 logits [SETS]. `chosen` int64
     [SETS] are the sets of weights."""
-    weights = learned.weights
+    start = learned.weights.ctypes.data
     total = np.int64(0)
     for k in range(SETS):
-        row = chosen[k]
-        product = np.int32(0)
-        for i in range(INPUTS):
-            part = np.int32(np.int32(weights[row, i] * inputs[i]) >> np.int32(8))
-            product = np.int32(product + part)
+        product = inner_product(start + chosen[k] * 4 * INPUTS, inputs.ctypes.data, _VECTORS)
         logits[k] = min(max(product >> 8, -LOGIT_LIMIT), LOGIT_LIMIT)
         total += np.int64(learned.final[final_set, k]) * logits[k]
     return min(max(total >> 16, -LOGIT_LIMIT), LOGIT_LIMIT)
 
 
-@inlined
+@inlined_in_place
+def fetch_refined(learned: Learned, row: int) -> None:
+    """Into the cache: the table is large, and `refine` comes last."""
+    address = learned.refined.ctypes.data + row * 2 * REFINED_KNOTS
+    prefetch(address)
+    prefetch(address + 2 * REFINED_KNOTS - 1)
+
+
+@inlined_in_place
 def refine(learned: Learned, by_byte: int, by_match: int, logit: int) -> int:
     """The final probability of a one, 16 bits, 1 … 65535."""
     refined = learned.refined
@@ -89,7 +96,7 @@ def refine(learned: Learned, by_byte: int, by_match: int, logit: int) -> int:
     return min(max((2 * mixed + (first >> 8) + (second >> 8) + 2) >> 2, 1), 65535)
 
 
-@inlined
+@inlined_in_place
 def learn_weights(
     learned: Learned,
     chosen: np.ndarray,
@@ -113,7 +120,7 @@ def learn_weights(
             weights[row, i] = min(max(weight, np.int32(-_MOST_WEIGHT)), _MOST_WEIGHT)
 
 
-@inlined
+@inlined_in_place
 def learn_refined(learned: Learned, by_byte: int, by_match: int, logit: int, bit: int) -> None:
     """The nearer knot of each refinement moves towards the outcome."""
     refined = learned.refined
@@ -124,7 +131,7 @@ def learn_refined(learned: Learned, by_byte: int, by_match: int, logit: int, bit
         refined[row, knot] = value + ((target - value) * _REFINING_RATE >> 10)
 
 
-@inlined
+@inlined_in_place
 def learn_contexts(learned: Learned, found: np.ndarray, place: int, flag: int, bit: int) -> None:
     """The probabilities of the bit histories, then these themselves."""
     slots, maps = learned.slots, learned.maps
@@ -139,7 +146,7 @@ def learn_contexts(learned: Learned, found: np.ndarray, place: int, flag: int, b
         slots[at] = NEXT_STATE[state, bit]
 
 
-@inlined
+@inlined_in_place
 def learn_match(learned: Learned, state: int, flag: int, right: bool) -> None:
     """Whether the match was right in its state."""
     value = learned.match[state, flag]
@@ -147,7 +154,7 @@ def learn_match(learned: Learned, state: int, flag: int, right: bool) -> None:
     learned.match[state, flag] = value + ((target - value) >> _MATCH_RATE)
 
 
-@inlined
+@inlined_in_place
 def model_input(logit: int, inputs: np.ndarray) -> None:
     """The language model's logit, and the constant."""
     inputs[MODEL_INPUT], inputs[CONSTANT_INPUT] = logit, _CONSTANT

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import inlined
+from llmzip.compiled import inlined_in_place
 
 _KEY_BYTES = 8
 
@@ -57,7 +57,7 @@ class Vocabulary:
         return len(self.ids)
 
 
-@inlined
+@inlined_in_place
 def byte_at(tokens: SortedTokens, rank: int, depth: int) -> int:
     """Byte `depth` of a token that has so many."""
     if depth < _KEY_BYTES:
@@ -65,7 +65,7 @@ def byte_at(tokens: SortedTokens, rank: int, depth: int) -> int:
     return np.int64(tokens.text[tokens.starts[rank] + depth])
 
 
-@inlined
+@inlined_in_place
 def first_from(tokens: SortedTokens, low: int, high: int, depth: int, value: int) -> int:
     """The first of the tokens low … high - 1, which agree in `depth` bytes and are longer, whose
     next byte is at least `value`; `high` if there is none."""

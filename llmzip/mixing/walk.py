@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmzip.bit_decoder import decode_bit
-from llmzip.compiled import compiled, inlined
+from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.mixing import mixer
 from llmzip.mixing.contexts import CONTEXTS, find_slots, hash_bytes, hash_tokens, history_place
 from llmzip.mixing.distribution import (
@@ -83,7 +83,7 @@ def new_scratch(ranks: int) -> Scratch:
     )
 
 
-@compiled
+@compiled_in_place
 def code_rows(
     decoding: bool,
     mixing: bool,
@@ -115,7 +115,7 @@ def code_rows(
     return True
 
 
-@inlined
+@inlined_in_place
 def _code_token(
     decoding: bool,
     mixing: bool,
@@ -205,7 +205,7 @@ def _code_token(
     return low
 
 
-@inlined
+@inlined_in_place
 def _code_decision(
     decoding: bool,
     mixing: bool,
@@ -232,12 +232,14 @@ def _code_decision(
     expected = -1
     if mixing:
         expected, state = _expected(history, s, step, part)
+        last = np.int64(history.hashes[s, LAST8] & np.uint64(255))
+        bits = 0 if flag else part
+        by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
+        mixer.fetch_refined(learned, by_byte)
         model = logit(one, zero)
         mixer.context_inputs(learned, scratch.found, place, flag << 8, inputs)
         mixer.match_inputs(np.int64(learned.match[state, flag]), expected, inputs)
         mixer.model_input(model, inputs)
-        last = np.int64(history.hashes[s, LAST8] & np.uint64(255))
-        bits = 0 if flag else part
         chosen[0] = state
         chosen[1] = _SET1 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3)
         chosen[2] = _SET2 + bits
@@ -245,7 +247,6 @@ def _code_decision(
         chosen[4] = _SET4 + last
         final_set = state * STEPS + step
         mixed = mixer.mix(learned, chosen, final_set, inputs, logits)
-        by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
         probability = mixer.refine(learned, by_byte, by_match, mixed)
     else:
         probability = min(max((one << 16) // (one + zero), 1), 65535)
@@ -267,7 +268,7 @@ def _code_decision(
     return bit
 
 
-@inlined
+@inlined_in_place
 def _expected(history: History, s: int, step: int, part: int) -> tuple[int, int]:
     """The bit that the match of stream `s` expects, or -1, and the state of the match."""
     counters = history.counters

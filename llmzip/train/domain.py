@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from llmzip import models
 from llmzip.errors import LlmzipError
@@ -123,7 +122,6 @@ def train(
         # trained for 8-bit inference, which `--model` chooses for weights in this form
         save_int8(str(work / "floats"), out)
         after = evaluate.exact_bits_per_byte(models.load(str(out)), work / "held-out")
-    torch.set_flush_denormal(False)
     return {
         "base": method.prune_from or base,
         "model": str(out),

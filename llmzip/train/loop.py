@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,18 @@ class Progress:
     loss: float = math.nan  # nats a token, in the mean of the last steps that were logged
 
 
+@contextmanager
+def _subnormals_flushed() -> Iterator[None]:
+    """Processors are slow with the subnormal numbers in optimiser states."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        # the mode is the thread's: what runs in it next must not be computed otherwise
+        torch.set_flush_denormal(False)
+
+
+@_subnormals_flushed()
 def train(
     config: Config,
     work: Path,
@@ -62,7 +76,6 @@ def train(
     replaces the budget, for runs that must not depend on speed. Raises LlmzipError for too few
     tokens.
     """
-    torch.set_flush_denormal(True)
     cuda = torch.cuda.is_available()
     # without cpu=True, processes started by torchrun would each train on their own
     accelerator = Accelerator(
