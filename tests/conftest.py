@@ -256,9 +256,10 @@ def run(
     """`llmzip …` as a process of its own, forked (`fork_server`) if that makes no difference."""
     server, words = _fork_server(), list(map(str, arguments))
     whole = {**os.environ, **(environment or {})}
-    if server and options.keys() <= {"input"} and server.accepts(words, whole):
-        data: Any = options.get("input")
-        return server.run(words, whole, str(cwd or Path.cwd()), data)
+    if server and options.keys() <= {"input", "timeout"} and server.accepts(words, whole):
+        given: Any = options
+        place = str(cwd or Path.cwd())
+        return server.run(words, whole, place, given.get("input"), given.get("timeout"))
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-m", "llmzip.cli", *words],
         capture_output=True,

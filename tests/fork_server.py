@@ -7,7 +7,7 @@ signals, limits, other settings of libraries) runs as `python -m llmzip`, as do 
 shells.
 
 A request is a datagram: arguments, folder, environment and umask as JSON, with the descriptors of
-stdin, stdout and stderr. The answer is the exit code.
+stdin, stdout and stderr. The answers are the child's number and its exit code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pathlib import Path
 
 # variables that llmzip and Python look up whenever they need them. Libraries read others when they
 # are imported: if one of these differs from the server's, the process is not forked
-_FREE = ("LLMZIP_", "PYTEST_", "XDG_", "HOME", "COLUMNS", "NO_COLOR", "TMPDIR")
+_FREE = ("LLMZIP_", "PYTEST_", "XDG_", "HF_", "HOME", "COLUMNS", "NO_COLOR", "TMPDIR")
+_LATER = ("huggingface_hub", "transformers")  # not imported by the server: they read HF_…
 _LIMIT = 1 << 17  # bytes of a request
 _READY = b"ready"
 
@@ -66,7 +67,12 @@ class ForkServer:
         return "--workers" not in arguments and _fixed(environment) == self._environment
 
     def run(
-        self, arguments: list[str], environment: dict[str, str], folder: str, data: bytes | None
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        folder: str,
+        data: bytes | None,
+        timeout: float | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """As `subprocess.run` with captured output; the input `data` comes through a pipe."""
         os.umask(umask := os.umask(0))
@@ -94,9 +100,16 @@ class ForkServer:
             threads.append(threading.Thread(target=feed, args=(source[1], data)))
         for thread in threads:
             thread.start()
+        child = int(self._socket.recv(64))
+        timer = threading.Timer(timeout or 0, os.kill, (child, signal.SIGKILL))
+        if timeout is not None:
+            timer.start()
         code = int(self._socket.recv(64))
+        timer.cancel()
         for thread in threads:
             thread.join()
+        if timeout is not None and code == -signal.SIGKILL:
+            raise subprocess.TimeoutExpired(arguments, timeout)
         return subprocess.CompletedProcess(arguments, code, found[output[0]], found[errors[0]])
 
 
@@ -108,6 +121,7 @@ def _prepare(arguments: list[str]) -> None:
     assert main(arguments) == 0
     sys.stdout.flush()
     codec_cache.clear()
+    assert not sys.modules.keys() & set(_LATER)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # or else collections in the children would copy all of the memory
@@ -126,6 +140,7 @@ def _serve(connection: socket.socket) -> None:
             break
         for descriptor in descriptors:
             os.close(descriptor)
+        connection.send(str(child).encode())
         _, status = os.waitpid(child, 0)
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
     connection.close()
