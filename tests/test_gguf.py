@@ -93,7 +93,7 @@ def test_it_is_the_model_that_a_folder_holds(tmp_path: Path) -> None:
     save(config, tokenizer, {n: torch.from_numpy(w) for n, w in weights.items()}, tmp_path / "f")
     floats = models.load(str(tmp_path / "f"))
     made, tensors = quantise_tensors(floats.config, floats.tensors, embeddings=True)
-    folder = replace(floats, config=made, tensors=tensors)
+    folder = replace(floats, config=made, weights=tensors)
     files = models.load(str(gguf_files.write(tmp_path / "m.gguf")))
     for key in ("hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings",
                 "bos_token_id", "rope_parameters", "vocab_size"):  # fmt: skip
