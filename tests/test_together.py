@@ -105,6 +105,6 @@ def test_frames_before_a_damaged_one_are_given(three: None) -> None:
     archive[-40] ^= 1  # in the last frame
     found: list[bytes] = []
     with pytest.raises(CorruptArchive):
-        for content in reader.ArchiveReader(io.BytesIO(archive)):
-            found.append(content)
+        for part in reader.ArchiveReader(io.BytesIO(archive)):
+            found.append(part)
     assert b"".join(found) == content[:1500]

@@ -258,10 +258,10 @@ class Check:
     def profile(self, clock: Clock, entry: dict[str, Any]) -> None:
         """Microseconds of each kernel, for a large pass and for decode steps."""
         import numpy as np
-        import torch
-        from torch.profiler import ProfilerActivity
-        from torch.profiler import profile as profiled
+        from torch import profiler
 
+        profiled: Any = profiler.profile
+        kinds = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
         for name in ["llama"] if self._small else ["small", "base", "135m"]:
             codec = self.codec(name, self.device)
             streams = 2 if self._small else 1024
@@ -272,13 +272,10 @@ class Check:
                          "steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
                 for part, work in parts.items():
                     _ = clock.left
-                    if not self._small:
-                        torch.cuda.synchronize()
                     start = time.monotonic()
-                    with profiled(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
+                    with profiled(activities=kinds) as p:
                         work()
-                    events: Any = p
-                    rows = sorted(events.key_averages(), key=_device_time, reverse=True)[:14]
+                    rows = sorted(p.key_averages(), key=_device_time, reverse=True)[:14]
                     entry[f"{name}, {part}"] = {
                         "tokens": table.size if part == "pass" else STEPS * streams,
                         "seconds": round(time.monotonic() - start, 4),
