@@ -64,7 +64,7 @@ class _Writing:
         """How many tokens the steps from `start` below `stop` have."""
         steps, streams = self.table.shape
         count = max(0, min(stop, steps) - start) * streams
-        return count - (streams - self.last) * (start < steps <= stop)
+        return int(count - (streams - self.last) * (start < steps <= stop))
 
     def code(self, answers: np.ndarray, starts: np.ndarray, known: np.ndarray) -> None:
         streams = self.table.shape[1]

@@ -20,6 +20,7 @@ import sys  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from concurrent.futures import ThreadPoolExecutor  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -212,13 +213,11 @@ class Check:
             entry[f"{megabytes} MB"] = row
             frames = _timed(
                 row, "encode", clock,
-                lambda told, c=contents: codec.encode_together(c, None, told, STREAM_TOKENS),
+                partial(_encode, codec, contents),
             )  # fmt: skip
             row["bits_per_byte"] = round(8 * sum(len(f.payload) for f in frames) / size, 4)
             row["streams"] = sum(f.streams for f in frames)
-            back = _timed(
-                row, "decode", clock, lambda told, f=frames: codec.decode_together(f, told)
-            )
+            back = _timed(row, "decode", clock, partial(codec.decode_together, frames))
             row["equal"] = back == contents
             self.passed &= row["equal"]
             rates = row["encode_mb_s"], row["decode_mb_s"]
@@ -259,24 +258,22 @@ class Check:
     def profile(self, clock: Clock, entry: dict[str, Any]) -> None:
         """Microseconds of each kernel, for a large pass and for decode steps."""
         import numpy as np
-        import torch
-        from torch.profiler import ProfilerActivity
-        from torch.profiler import profile as profiled
+        from torch import profiler
 
+        profiled: Any = profiler.profile
+        kinds = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
         for name in ["llama"] if self._small else ["small", "base", "135m"]:
             codec = self.codec(name, self.device)
             streams = 2 if self._small else 1024
-            table = np.arange(streams * (1 if self._small else 48), dtype=np.int32)
-            table = (table * 31 % len(codec.vocabulary)).reshape(-1, streams)
+            ids = np.arange(streams * (1 if self._small else 48), dtype=np.int32)
+            table = (ids * 31 % len(codec.vocabulary)).reshape(-1, streams)
             for _ in range(1 if self._small else 2):  # the first compiles kernels
                 parts = {"pass": lambda c=codec, t=table: _pass(c, t),
                          "steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
                 for part, work in parts.items():
                     _ = clock.left
-                    if not self._small:
-                        torch.cuda.synchronize()
                     start = time.monotonic()
-                    with profiled(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
+                    with profiled(activities=kinds) as p:
                         work()
                     rows = sorted(p.key_averages(), key=_device_time, reverse=True)[:14]
                     entry[f"{name}, {part}"] = {
@@ -284,6 +281,10 @@ class Check:
                         "seconds": round(time.monotonic() - start, 4),
                         "kernels_us": {r.key[:60]: [round(_device_time(r)), r.count] for r in rows},
                     }
+
+
+def _encode(codec: Any, contents: list[bytes], told: Any) -> Any:
+    return codec.encode_together(contents, None, told, STREAM_TOKENS)
 
 
 def _pass(codec: Any, table: Any) -> None:
@@ -360,7 +361,8 @@ def random_model(name: str) -> Any:
     kind, settings = {"llama": ("LlamaConfig", wide), "qwen2": ("Qwen2Config", wide),
                       "gpt2": ("GPT2Config", narrow)}[name]  # fmt: skip
     torch.manual_seed(7)
-    network = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings))
+    auto: Any = transformers.AutoModelForCausalLM
+    network = auto.from_config(getattr(transformers, kind)(**settings))
     state = {key: value.detach() for key, value in network.state_dict().items()}
     tokenizer = models.load(str(ROOT / "tests" / "data" / "tiny")).tokenizer_json
     return ModelFiles(name, network.config.to_dict(), state, tokenizer, name.encode().ljust(32))
