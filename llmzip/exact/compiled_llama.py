@@ -176,25 +176,35 @@ def agrees() -> bool:
 
 
 def known_answer(rotated: bool) -> str:
-    """The digest of what a small model computes, of random weights and tokens."""
-    h, layers = 32, 2
-    architecture = Architecture.from_config(
-        {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
-         "intermediate_size": 6 * h, "num_hidden_layers": layers, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 33,
-         "tie_word_embeddings": True}
-    )  # fmt: skip
-    model = CompiledLlama(architecture, _random_arrays(4 * h, 6 * h, layers, 8 * h),
-                          rotated=rotated)  # fmt: skip
-    ids = np.arange(3 * 80).reshape(3, 80) * 31 % (8 * h)
+    """The digest of what `small_model` computes: many tokens at once, step by step, and logits."""
+    architecture, arrays = small_model()
+    model = CompiledLlama(architecture, arrays, rotated=rotated)
+    ids = small_ids(architecture)
     hasher = hashlib.blake2b(digest_size=8)
-    hasher.update(model.forward(ids, model.new_cache(3, 512), 0).tobytes())
+    hasher.update(model.forward(ids, model.new_cache(len(ids), 512), 0).tobytes())
     kept = model.new_cache(1, 512)
-    for t in range(80):
+    for t in range(ids.shape[1]):
         hidden = model.forward(ids[1:2, t : t + 1], kept, t)
     hasher.update(hidden.tobytes())
     hasher.update(model.logits(hidden[0]).tobytes())
     return hasher.hexdigest()
+
+
+def small_model(window: int | None = 33) -> tuple[Architecture, dict[str, np.ndarray]]:
+    """A model of random weights whose attention slides over `window` tokens."""
+    h, layers = 32, 2
+    architecture = Architecture.from_config(
+        {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
+         "intermediate_size": 6 * h, "num_hidden_layers": layers, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": window,
+         "tie_word_embeddings": True}
+    )  # fmt: skip
+    return architecture, _random_arrays(4 * h, 6 * h, layers, 8 * h)
+
+
+def small_ids(architecture: Architecture) -> np.ndarray:
+    """Tokens for it, int64 [3, 80]."""
+    return np.arange(3 * 80).reshape(3, 80) * 31 % architecture.vocab_size
 
 
 def _random_arrays(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str, np.ndarray]:
