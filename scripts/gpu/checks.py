@@ -268,7 +268,7 @@ class Check:
             ids = np.arange(streams * (1 if self._small else 48), dtype=np.int32)
             table = (ids * 31 % len(codec.vocabulary)).reshape(-1, streams)
             for _ in range(1 if self._small else 2):  # the first compiles kernels
-                parts = {"pass": lambda c=codec, t=table: _pass(c, t),
+                parts: Any = {"pass": lambda c=codec, t=table: _pass(c, t),
                          "steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
                 for part, work in parts.items():
                     _ = clock.left
@@ -387,7 +387,7 @@ def _interpreted(files: Any, context: Any) -> Any:
 
 
 def generated(size: int) -> bytes:
-    """Sentences of some words, by a congruential generator; not prose, but of its vocabulary."""
+    """Words of README in a random order, the same every time."""
     words = (ROOT / "README.md").read_text().split()
     state, out, length = 1, [], 0
     while length < size:
