@@ -27,7 +27,7 @@ from llmzip.cli import options
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.doctor import probe
 from llmzip.errors import LlmzipError
-from llmzip.mixing.state import INITIAL, blank, save_initial
+from llmzip.mixing.level import LEVELS, blank, save_initial
 from llmzip.models.store import load, save_int8
 from llmzip.tokenizer import Tokens
 from llmzip.train import config as configuration
@@ -72,18 +72,18 @@ def embed(
         print(f"{path.stat().st_size:>10,}  {path}")
 
 
-def mixing(corpus: Path, *, config: Path, model: str, out: Path) -> None:
+def mixing(corpus: Path, *, config: Path, model: str, level: str, out: Path | None) -> None:
     """Train the state that mixing begins with: what excerpts of a training corpus leave behind."""
     files = models.load(model)
     context = inference.default_context(files)
     predictor = inference.build(files, activations=inference.DEFAULT_ACTIVATIONS, context=context)
-    codec = FrameCodec(Tokens(files.tokenizer_json, predictor.vocabulary), predictor)
+    codec = FrameCodec(Tokens(files.tokenizer_json, predictor.vocabulary), predictor, mixing=level)
     texts = _excerpts(corpus, configuration.load(config).mix)
     order = np.random.default_rng(1).permutation(len(texts))
-    state = blank()
+    state = blank(LEVELS[level])
     for i in tqdm([*order, *order], unit="text"):
         state = codec.learn(texts[i], state)
-    save_initial(state, out)
+    save_initial(state, out or LEVELS[level].path)
 
 
 def _excerpts(corpus: Path, mix: dict[str, float]) -> list[bytes]:
@@ -152,7 +152,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("corpus", type=Path)
     sub.add_argument("--config", type=Path, required=True, help="TOML file with the mix")
     sub.add_argument("--model", default=models.DEFAULT)
-    sub.add_argument("--out", type=Path, default=INITIAL)
+    sub.add_argument("--level", choices=LEVELS, default="full")
+    sub.add_argument("--out", type=Path, help="default: where the package has it")
     return parser
 
 

@@ -10,10 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fork_server import ForkServer
 from hypothesis import settings
 from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -167,6 +170,53 @@ TOKENIZERS = {
 }
 
 
+# two halves, a minute each, of the code that is compiled after a change of the sources
+_KERNELS = (
+    "from llmzip.exact import fused; assert fused.agrees(32, True)",
+    "import conftest; conftest.compile_mixing()",
+)
+
+
+def compile_mixing() -> None:
+    """Code a text by a model that needs nothing compiled."""
+    codec = table_frames()
+    frame = codec.encode(PROSE.encode(), None, lambda content, coded: None)
+    assert codec.decode(frame, lambda content, coded: None) == PROSE.encode()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile once, on two cores, what all test processes would compile at the same time."""
+    several = getattr(session.config.option, "numprocesses", None)
+    if hasattr(session.config, "workerinput") or not several or _is_compiled():
+        return
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    halves = [subprocess.Popen([sys.executable, "-c", c], env=environment) for c in _KERNELS]
+    for half in halves:  # one that fails has said why; tests will, too
+        half.wait()
+
+
+def _is_compiled() -> bool:
+    """Whether numba's caches beside the sources are at least as new as these."""
+    root = Path(__file__).parent.parent / "llmzip"
+    for package in ("exact", "mixing"):
+        cached = [path.stat().st_mtime for path in (root / package).rglob("*.nbi")]
+        if max(cached, default=0) < max(p.stat().st_mtime for p in (root / package).glob("*.py")):
+            return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """What a test leaves in the environment, as `--threads` does, is not for the next one."""
+    before = dict(os.environ)
+    yield
+    for name in {*before, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+        if before.get(name) is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture(scope="session", params=TOKENIZERS)
 def tokens(request: pytest.FixtureRequest) -> Tokens:
     """A lossless code of each kind of tokenizer."""
@@ -189,20 +239,35 @@ def table_codec() -> FrameCodec:
 
 
 @functools.cache
-def compile_kernels() -> None:
-    """Once for each test process: the first use after a change compiles, and says so on stderr."""
-    command = [sys.executable, "-m", "llmzip", "-q", "-c", "--model", str(TINY)]
-    subprocess.run(command, input=PROSE.encode(), capture_output=True, check=True)
+def _fork_server() -> ForkServer | None:
+    """One for each test process. After a change its first run compiles, which would be logged."""
+    first = ["-q", "-c", "--model", str(TINY)]
+    if sys.platform != "linux":
+        command = [sys.executable, "-m", "llmzip.cli", *first]
+        subprocess.run(command, input=PROSE.encode(), capture_output=True, check=True)
+        return None
+    server = ForkServer(first, PROSE.encode())
+    atexit.register(server.close)
+    return server
 
 
 def run(
-    *arguments: str | Path, environment: dict[str, str] | None = None, **options: object
+    *arguments: str | Path,
+    environment: dict[str, str] | None = None,
+    cwd: str | Path | None = None,
+    **options: object,
 ) -> subprocess.CompletedProcess[bytes]:
-    """`llmzip …` as a process of its own."""
-    compile_kernels()
+    """`llmzip …` as a process of its own, forked (`fork_server`) if that makes no difference."""
+    server, words = _fork_server(), list(map(str, arguments))
+    whole = {**os.environ, **(environment or {})}
+    if server and options.keys() <= {"input", "timeout"} and server.accepts(words, whole):
+        given: Any = options
+        place = str(cwd or Path.cwd())
+        return server.run(words, whole, place, given.get("input"), given.get("timeout"))
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "llmzip.cli", *map(str, arguments)],
+        [sys.executable, "-m", "llmzip.cli", *words],
         capture_output=True,
-        env={**os.environ, **(environment or {})},
+        env=whole,
+        cwd=cwd,
         **options,
     )

@@ -20,7 +20,8 @@ CASES: dict[str, tuple[bytes, Options]] = {
     "lzma": (AWKWARD["all bytes"] * 3 + b"again" * 40, Options(model=str(TINY))),
     "a8": (PROSE.encode(), Options(model=str(TINY), activations="a8")),
     "a16": (PROSE.encode(), Options(model=str(TINY), activations="a16", streams=3)),
-    "no-mixing": (PROSE.encode(), Options(model=str(TINY), mixing=False)),
+    "no-mixing": (PROSE.encode(), Options(model=str(TINY), mixing="none")),
+    "fast-mixing": (PROSE.encode() * 2, Options(model=str(TINY), mixing="fast")),
     "restarts": (
         (PROSE + PROSE[::-1]).encode(),
         Options(model=str(TINY), context=(64, 32), streams=2),

@@ -12,7 +12,7 @@ from copy import deepcopy
 import numpy as np
 
 from llmzip.mixing.bit_history import COUNTS, NEXT_STATE
-from llmzip.mixing.state import Blank
+from llmzip.mixing.level import Blank
 from llmzip.mixing.tables import LOG2, SHARES, SQUASH, STRETCH
 
 M64 = (1 << 64) - 1
@@ -55,7 +55,9 @@ class ReferenceMixer:
         start: Blank,
         prime: int = 0,
     ) -> None:
-        """`spellings` in order of ranks; lengths of the frame's content and of its prime."""
+        """`spellings` in order of ranks; lengths of the frame's content and of its prime. The level
+        is that of `start`."""
+        self.fast = len(start.maps) < 18
         self.spellings = spellings
         bits = max(length, prime).bit_length()
         self.slot_count = 1 << min(max(bits + 5, 12), 22)
@@ -89,6 +91,8 @@ class ReferenceMixer:
             odds = logit(f[best], max(sum(f[low:high]) - f[best], 1))
             sure = min(max((odds + 1024) >> 8, 0), 11)
             hashes = self.hashes(st, low, depth, self.spellings[best][depth], sure)
+            if self.fast:
+                hashes, sure = [hashes[2], hashes[3]], 0
             part, ended = 1, False
             for step in range(9):
                 if step in (0 if ends else 1, 3, 6):
@@ -185,24 +189,25 @@ class ReferenceMixer:
         places = {0: 4, 1: 1, 2: second, 3: 1, 4: second, 6: 1, 7: second}
         place = places.get(step, 4 + part % 4)
         expected, state = self.expected(st, step, part)
-        x = [0] * 40
+        contexts = len(found)
+        x = [0] * (2 * contexts + 4)
         for i, slot in enumerate(found):
             history = slot[place]
             if history:
                 p = self.maps[i][history + 256 * flag][0] >> 10
-                x[i], x[18 + i] = (
+                x[i], x[contexts + i] = (
                     int(STRETCH[p]),
                     (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3),
                 )
         if expected >= 0:
             p, sign = self.right[state][flag] >> 10, 1 if expected else -1
-            x[36], x[37] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
-        x[38], x[39] = model, 77
+            x[-4], x[-3] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
+        x[-2:] = model, 77
         last, bits = st.text[-1] if st.text else 0, 0 if flag else part
         sets = (
             state, 129 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3),
             225 + bits, 481 + depth * 9 + step, 517 + last,
-        )  # fmt: skip
+        )[: 3 if self.fast else 5]  # fmt: skip
         logits = [
             max(
                 -3071,
@@ -222,7 +227,7 @@ class ReferenceMixer:
         probability = min(max((2 * squash(dot) + sum(refined) + 2) >> 2, 1), 65535)
         bit = decide(probability) if decide else bit
         error = (bit << 16) - squash(dot)
-        for k, own, out in zip(range(5), sets, logits, strict=True):
+        for k, own, out in zip(range(len(sets)), sets, logits, strict=True):
             final[k] += (out * error * FINAL_RATE + (1 << 19)) >> 20
             e = (((bit << 16) - squash(out)) * RATE) >> 4
             self.weights[own] = [

@@ -357,7 +357,7 @@ def test_a_reader_gives_no_frame_before_it_is_verified() -> None:
 
 def test_estimates_are_near_to_what_coding_costs(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
-    plain = FrameCodec(table_codec.tokens, table_codec.predictor, mixing=False)
+    plain = FrameCodec(table_codec.tokens, table_codec.predictor, mixing="none")
     payload = plain.encode(content, 1, _silent).payload
     estimate = plain.bits_per_byte([content])
     assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.02)

@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "texts"
     made.mkdir()
     for number in range(4):
-        (made / f"{number}.txt").write_text(f"{number}. {PROSE}" * (1 if number == 3 else 20))
+        (made / f"{number}.txt").write_text(f"{number}. {PROSE}" * (1 if number == 3 else 5))
     return made
 
 

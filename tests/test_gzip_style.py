@@ -102,12 +102,12 @@ def test_one_stream_holds_one_archive(text: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--fast x", {"stream_tokens": 512}),
+        ("--fast x", {"stream_tokens": 512, "mixing": "fast"}),
         ("-1 --stream-tokens 99 x", {"stream_tokens": 99}),
         ("--wide x", {"stream_tokens": 1024, "frame_size": 1 << 20}),
         ("compress --best x --streams 3", {"stream_tokens": 8192, "streams": 3}),
         ("-9 --model m x", {"model": "m"}),
-        ("--no-mixing x", {"mixing": False}),
+        ("--mixing none x", {"mixing": "none"}),
     ],
 )
 def test_presets_and_options(

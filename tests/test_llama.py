@@ -235,8 +235,12 @@ def test_exactness_costs_little_on_a_trained_model(activations: str, cost: float
     assert losses[1] < losses[0] * (1 + cost)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", None])
-@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize(
+    ("capability", "count"),
+    [("default", "2"), ("avx2", "1"), (None, "2")]
+    + [pytest.param(*p, marks=pytest.mark.slow) for p in (("default", "1"), ("avx2", "2"))]
+    + [pytest.param(None, "1", marks=pytest.mark.slow)],
+)
 def test_other_processes_with_other_instruction_sets_agree(
     capability: str | None, count: str
 ) -> None:

@@ -17,7 +17,7 @@ import llmzip
 from llmzip.coding.prime import Prime
 from llmzip.coding.token_coder import TokenDecoder, TokenEncoder
 from llmzip.errors import CorruptArchive
-from llmzip.mixing import state, tables
+from llmzip.mixing import level, state, tables
 from llmzip.mixing.bit_history import COUNTS, NEXT_STATE
 from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.range_coder import Encoder
@@ -42,11 +42,11 @@ def _frequencies(seed: int, count: int) -> np.ndarray:
 
 
 def _coded(
-    frequencies: np.ndarray, ranks: np.ndarray, streams: int, pieces: int = 1, mixing: bool = True
+    frequencies: np.ndarray, ranks: np.ndarray, streams: int, pieces: int = 1, mixing: str = "full"
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Bits, probabilities, and the length in bytes; `pieces` tokens a call or all at once."""
     length = int(VOCABULARY.tokens.lengths[ranks].sum())
-    encoder = TokenEncoder(VOCABULARY, state.new_state(streams, length), mixing=mixing)
+    encoder = TokenEncoder(VOCABULARY, _state(streams, length, mixing), mixing=mixing != "none")
     step = len(ranks) if pieces == 1 else streams
     made = [
         encoder.code(frequencies[i : i + step], 0, streams, ranks[i : i + step])
@@ -55,21 +55,27 @@ def _coded(
     return np.concatenate([m[0] for m in made]), np.concatenate([m[1] for m in made]), length
 
 
-@settings(max_examples=12)
+def _state(streams: int, length: int, mixing: str) -> state.State:
+    return state.new_state(streams, length, level=level.LEVELS.get(mixing))
+
+
+@settings(max_examples=16)
 @given(
     chosen=st.lists(st.integers(0, len(LIKELY) - 1), min_size=1, max_size=60),
     streams=st.integers(1, 4),
     seed=st.integers(0, 2**32),
     again=st.integers(0, 3),
+    mixing=st.sampled_from(sorted(level.LEVELS)),
 )
 def test_the_kernels_are_the_reference(
-    chosen: list[int], streams: int, seed: int, again: int
+    chosen: list[int], streams: int, seed: int, again: int, mixing: str
 ) -> None:
     ranks = _ranks(chosen * (again + 1))
     frequencies = _frequencies(seed, len(ranks))
-    bits, probabilities, length = _coded(frequencies, ranks, streams)
+    bits, probabilities, length = _coded(frequencies, ranks, streams, mixing=mixing)
     order = [SPELLINGS[id] or b"" for id in VOCABULARY.ids]
-    reference = ReferenceMixer(order, streams, length, state.initial())
+    start = level.initial(level.LEVELS[mixing])
+    reference = ReferenceMixer(order, streams, length, start)
     expected = []
     for i, rank in enumerate(ranks.tolist()):
         found, made = reference.code(i % streams, frequencies[i], rank)
@@ -78,15 +84,16 @@ def test_the_kernels_are_the_reference(
     assert list(zip(bits.tolist(), probabilities.tolist(), strict=True)) == expected
 
 
-def test_the_kernels_are_the_reference_on_a_longer_text() -> None:
+@pytest.mark.parametrize("mixing", level.LEVELS)
+def test_the_kernels_are_the_reference_on_a_longer_text(mixing: str) -> None:
     """Long enough for long matches and for slots that are replaced."""
     chance = np.random.default_rng(1)
     passage = chance.integers(0, len(LIKELY), 150).tolist()
     ranks = _ranks([*passage, *chance.integers(0, len(LIKELY), 300).tolist(), *passage, *passage])
     frequencies = _frequencies(2, len(ranks))
-    bits, probabilities, length = _coded(frequencies, ranks, 3)
+    bits, probabilities, length = _coded(frequencies, ranks, 3, mixing=mixing)
     order = [SPELLINGS[id] or b"" for id in VOCABULARY.ids]
-    reference = ReferenceMixer(order, 3, length, state.initial())
+    reference = ReferenceMixer(order, 3, length, level.initial(level.LEVELS[mixing]))
     expected = [
         pair
         for i, rank in enumerate(ranks.tolist())
@@ -109,7 +116,7 @@ def test_a_primed_state_is_that_of_the_reference(
     frequencies = [_frequencies(seed + i, len(part)) for i, part in enumerate(ranks)]
     lengths = [int(VOCABULARY.tokens.lengths[part].sum()) for part in ranks]
     order = [SPELLINGS[id] or b"" for id in VOCABULARY.ids]
-    reference = ReferenceMixer(order, streams, lengths[1], state.initial(), lengths[0])
+    reference = ReferenceMixer(order, streams, lengths[1], level.initial(), lengths[0])
     for row, rank in zip(frequencies[0], ranks[0].tolist(), strict=True):
         reference.code(0, row, rank)
     reference.end_prime()
@@ -134,16 +141,16 @@ def test_a_primed_state_is_that_of_the_reference(
     chosen=st.lists(st.integers(0, len(LIKELY) - 1), min_size=1, max_size=80),
     streams=st.integers(1, 5),
     seed=st.integers(0, 2**32),
-    mixing=st.booleans(),
+    mixing=st.sampled_from(["full", "fast", "none"]),
 )
-def test_what_is_coded_is_decoded(chosen: list[int], streams: int, seed: int, mixing: bool) -> None:
+def test_what_is_coded_is_decoded(chosen: list[int], streams: int, seed: int, mixing: str) -> None:
     ranks = _ranks(chosen)
     frequencies = _frequencies(seed, len(ranks))
     bits, probabilities, length = _coded(frequencies, ranks, streams, mixing=mixing)
     encoder = Encoder()
     encoder.put_bits(bits, probabilities)
-    start = state.new_state(streams, length)
-    decoder = TokenDecoder(VOCABULARY, start, encoder.payload(), mixing=mixing)
+    start = _state(streams, length, mixing)
+    decoder = TokenDecoder(VOCABULARY, start, encoder.payload(), mixing=mixing != "none")
     found = [
         decoder.code(frequencies[i : i + streams], 0, streams)
         for i in range(0, len(ranks), streams)
@@ -159,7 +166,7 @@ def test_it_does_not_matter_how_many_tokens_a_call_codes() -> None:
 
 def test_without_mixing_a_token_costs_what_its_frequency_says() -> None:
     ranks, frequencies = _ranks([*range(len(LIKELY))]), _frequencies(6, len(LIKELY))
-    bits, probabilities, _ = _coded(frequencies, ranks, 1, mixing=False)
+    bits, probabilities, _ = _coded(frequencies, ranks, 1, mixing="none")
     own = np.where(bits > 0, probabilities, 65536.0 - probabilities)
     shares = frequencies[np.arange(len(ranks)), ranks] / frequencies.sum(1, dtype=np.int64)
     assert (16 - np.log2(own)).sum() == pytest.approx(-np.log2(shares).sum(), rel=0.1)
@@ -238,11 +245,13 @@ def test_tables_are_what_they_say() -> None:
     assert np.abs(tables.LOG2 / 4096 - np.log2(1 + np.arange(4096) / 4096)).max() < 1 / 2048
 
 
-def test_an_initial_state_is_kept_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "initial.xz"
-    state.save_initial(state.initial(), path)
-    for mine, kept in zip(state.initial(path), state.initial(), strict=True):
-        assert np.array_equal(mine, kept)
+@pytest.mark.parametrize("mixing", level.LEVELS)
+def test_an_initial_state_is_kept_as_it_is(mixing: str, tmp_path: Path) -> None:
+    own = level.LEVELS[mixing]
+    copy = own._replace(path=tmp_path / "initial.xz")
+    level.save_initial(level.initial(own), copy.path)
+    for found, kept in zip(level.initial(copy), level.initial(own), strict=True):
+        assert np.array_equal(found, kept)
 
 
 def test_it_learns_from_other_streams_and_from_itself() -> None:
@@ -254,10 +263,10 @@ def test_it_learns_from_other_streams_and_from_itself() -> None:
 
 def test_it_learns_at_once() -> None:
     text = PROSE.encode()[:1400]
-    assert _archived(text, mixing=True) <= 1.01 * _archived(text, mixing=False)
+    assert _archived(text, "full") <= 1.01 * _archived(text, "none")
 
 
-def _archived(text: bytes, *, mixing: bool) -> int:
+def _archived(text: bytes, mixing: str) -> int:
     sink = io.BytesIO()
     writer = llmzip.ArchiveWriter(sink, llmzip.Options(model="nano", mixing=mixing))
     writer.write(text)

@@ -121,8 +121,8 @@ def test_hostile_members_get_nowhere(name: str, tmp_path: Path) -> None:
         writer.addfile(info, io.BytesIO(index))
     path = tmp_path / "deep" / "x.llmz"
     path.parent.mkdir()
-    path.write_bytes(llmzip.compress(content.getvalue()))
-    with llmzip.open(path) as file, contextlib.suppress(llmzip.LlmzipError):
+    path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
+    with llmzip.open(path, options=OPTIONS) as file, contextlib.suppress(llmzip.LlmzipError):
         tar.extract(file, [], tmp_path / "deep" / "out")
     outside = [p for p in tmp_path.rglob("*evil*") if tmp_path / "deep" / "out" not in p.parents]
     assert outside == []
@@ -137,8 +137,8 @@ def test_a_false_index_is_refused(index: bytes, tmp_path: Path) -> None:
         info.size = len(index)
         writer.addfile(info, io.BytesIO(index))
     path = tmp_path / "x.llmz"
-    path.write_bytes(llmzip.compress(content.getvalue()))
-    with llmzip.open(path) as file, pytest.raises(llmzip.CorruptArchive):
+    path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
+    with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
         tar.extract(file, [], tmp_path / "out")
 
 

@@ -14,7 +14,7 @@ from llmzip.archive.header import (
     round_length,
     write_short_header,
 )
-from llmzip.archive.options import Options
+from llmzip.archive.options import MIXINGS, Options
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.errors import (
     CorruptArchive,
@@ -27,9 +27,8 @@ from llmzip.errors import (
 if TYPE_CHECKING:
     from llmzip.models import ModelFiles
 
-# low half of the header's profile: which exact arithmetic, or none
+# low half of the header's profile: which exact arithmetic, or none; high half: MIXINGS
 PROFILES = {1: "a8", 2: "a16", 3: "plain"}
-_MIXINGS = (0, 1)  # high half: version of the mixing, 0 for none
 
 # holds the codec that was used last, so that many short messages do not load it again
 codec_cache: dict[tuple[object, ...], FrameCodec] = {}
@@ -60,12 +59,11 @@ def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header
     if isinstance(options.context, tuple):
         window, overlap = options.context
     window, overlap = round_length(window), round_length(overlap)
-    mixing = _MIXINGS[-1] if options.mixing else 0
     prime = options.prime or b""
-    codec = frame_codec(files, kind, window, overlap, options.device, mixing).primed(prime)
+    codec = frame_codec(files, kind, window, overlap, options.device, options.mixing).primed(prime)
     profile = next(number for number, k in PROFILES.items() if k == kind)
     header = ModelHeader(
-        profile=profile | mixing << 4,
+        profile=profile | MIXINGS.index(options.mixing) << 4,
         digest_start=files.digest[:DIGEST_BYTES],
         window=window,
         overlap=overlap,
@@ -74,7 +72,7 @@ def codec_for_writing(options: Options) -> tuple[ModelHeader, FrameCodec, Header
         name="" if name in models.EMBEDDED else _public_name(name),
         prime=prime_digest(prime),
     )
-    usual = (options.context, options.mixing, kind) == (None, True, inference.DEFAULT_ACTIVATIONS)
+    usual = (options.context, options.mixing, kind) == (None, "full", inference.DEFAULT_ACTIVATIONS)
     if not usual or name not in models.EMBEDDED:
         return header, codec, None
     return header, codec, write_short_header(files.digest, header.prime)
@@ -123,17 +121,17 @@ def _find_prime(model: ModelHeader, options: Options) -> bytes:
 
 def _full_codec(model: ModelHeader, options: Options) -> FrameCodec:
     kind, mixing = PROFILES.get(model.profile & 15), model.profile >> 4
-    if kind is None or mixing not in _MIXINGS:
+    if kind is None or mixing >= len(MIXINGS):
         raise UnsupportedArchive(
             f"profile {model.profile:#04x}; this llmzip reads arithmetic {sorted(PROFILES)} "
-            f"and mixing {list(_MIXINGS)}"
+            f"and mixing {list(range(len(MIXINGS)))}"
         )
     files = find_model(
         model, options.model, allow_download=options.allow_download, exact=kind != "plain"
     )
     if kind == "plain" and not options.force:
         _require_environment(model.environment, options.device)
-    codec = frame_codec(files, kind, model.window, model.overlap, options.device, mixing)
+    codec = frame_codec(files, kind, model.window, model.overlap, options.device, MIXINGS[mixing])
     if codec.predictor.fingerprint != model.certificate:
         from importlib.metadata import version
 
@@ -157,7 +155,7 @@ def _short_codec(model: ModelHeader, options: Options) -> FrameCodec:
     files = find_model(model, options.model or name)
     context, kind = inference.default_context(files), inference.DEFAULT_ACTIVATIONS
     window, overlap = round_length(context.window), round_length(context.overlap)
-    return frame_codec(files, kind, window, overlap, options.device, _MIXINGS[-1])
+    return frame_codec(files, kind, window, overlap, options.device, "full")
 
 
 def _require_environment(recorded: str, device: str) -> None:
@@ -225,9 +223,10 @@ def find_model(
 
 
 def frame_codec(
-    files: ModelFiles, kind: str, window: int, overlap: int, device: str, mixing: int
+    files: ModelFiles, kind: str, window: int, overlap: int, device: str, mixing: str
 ) -> FrameCodec:
-    """The codec of a model; `kind` is one of PROFILES, `window` and `overlap` are in tokens."""
+    """The codec of a model; `kind` is one of PROFILES, `mixing` one of MIXINGS, `window` and
+    `overlap` are in tokens."""
     from llmzip import inference
     from llmzip.tokenizer import Tokens
 
@@ -243,5 +242,5 @@ def frame_codec(
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        codec_cache[key] = FrameCodec(tokens, model, mixing=bool(mixing))
+        codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
     return codec_cache[key]

@@ -13,6 +13,7 @@ from llmzip.errors import LlmzipError
 FRAME_SIZE = 4 << 20  # bytes of content
 _SHORTEST_WINDOW = 16  # tokens
 _ACTIVATIONS = ("a8", "a16")
+MIXINGS = ("none", "full", "fast")  # by the number in headers
 PRIME_LIMIT = 1 << 20  # bytes
 
 _NONE = type(None)
@@ -24,6 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "activations": (str, _NONE),
     "context": (int, tuple, _NONE),
     "frame_size": (int,),
+    "mixing": (str,),
     "max_length": (int, _NONE),
     "prime": (bytes, _NONE),
 }
@@ -50,7 +52,8 @@ class Options:
     context: tuple[int, int] | int | None = None
     frame_size: int = FRAME_SIZE  # bytes of content
     verify: bool = False  # decode every frame before it is written
-    mixing: bool = True  # mix in predictions from the earlier content of the frame
+    # predictions from the earlier content of the frame: "full"; "fast", of few contexts; "none"
+    mixing: str = "full"
     same_environment: bool = False  # any model in floating point; decodes only here
     # For decompression:
     force: bool = False  # decode a same-environment archive in another environment
@@ -88,6 +91,8 @@ class Options:
             raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
         if self.activations not in (None, *_ACTIVATIONS):
             raise LlmzipError(f"activations {self.activations!r}; choose a8 or a16")
+        if self.mixing not in MIXINGS:
+            raise LlmzipError(f"mixing {self.mixing!r}; choose full, fast or none")
         if self.same_environment and self.activations is not None:
             raise LlmzipError("same-environment mode has no choice of activations: leave it out")
         if self.same_environment and self.model is None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _NAMES = ("model", "device", "streams", "stream_tokens", "activations", "context", "verify",
           "mixing", "same_environment", "force", "allow_download")  # fmt: skip
 WIDE = {"frame_size": 1 << 20, "stream_tokens": 1024}
-PRESETS = {"fast": ("nano", 512), "best": ("base", 8192)}  # embedded model, tokens a stream
+# embedded model, tokens a stream, mixing
+PRESETS = {"fast": ("nano", 512, "fast"), "best": ("base", 8192, "full")}
 
 
 def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Options:
@@ -33,8 +34,8 @@ def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Optio
     if writing and preset is not None:
         from llmzip import models
 
-        model, tokens = PRESETS[preset]
-        given = {"stream_tokens": tokens, **given}
+        model, tokens, mixing = PRESETS[preset]
+        given = {"stream_tokens": tokens, "mixing": mixing, **given}
         if model in models.EMBEDDED:
             given = {"model": model, **given}
     try:

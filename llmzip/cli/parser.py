@@ -281,7 +281,7 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         "as one batch: few for ratio, many for speed (default: by "
                         "length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="smallest length of "
-                        "a stream (default: 2048)")  # fmt: skip
+                        "a stream (default: 4096)")  # fmt: skip
     parser.add_argument("--activations", choices=("a8", "a16"), help="precision of the "
                         "activations: a8 (the default), or a16, which is several times "
                         "slower")  # fmt: skip
@@ -291,8 +291,9 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--archive", action="store_true", help="make one archive of a folder, from "
                         "which single files can be extracted")  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="decode each frame to verify it")
-    parser.add_argument("--no-mixing", dest="mixing", action="store_false", help="do not learn "
-                        "from the earlier text (for research)")  # fmt: skip
+    parser.add_argument("--mixing", choices=("full", "fast", "none"), help="how to learn from the "
+                        "earlier text: full (the default); fast, from few contexts; or not at "
+                        "all (for research)")  # fmt: skip
     parser.add_argument("--same-environment", action="store_true", help="run any model in "
                         "floating point: only the same machine and library versions can "
                         "decode")  # fmt: skip

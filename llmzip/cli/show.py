@@ -166,6 +166,7 @@ def describe(source: BinaryIO, options: Options | None = None) -> dict[str, Any]
 def _describe_model(header: Header) -> dict[str, Any] | None:
     from llmzip import models
     from llmzip.archive.codecs import PROFILES
+    from llmzip.archive.options import MIXINGS
 
     model = header.model
     if model is None:
@@ -179,7 +180,7 @@ def _describe_model(header: Header) -> dict[str, Any] | None:
         "defaults": header.short,
         "profile": fields and fields.profile,
         "activations": fields and PROFILES.get(fields.profile & 15),
-        "mixing": fields and fields.profile >> 4,
+        "mixing": fields and MIXINGS[fields.profile >> 4],
         "window": fields and fields.window,
         "overlap": fields and fields.overlap,
         "prime": model.prime.hex() or None,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from llmzip.coding.prime import Prime
     from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
-    from llmzip.mixing.state import Blank, State
+    from llmzip.mixing.level import Blank
+    from llmzip.mixing.state import State
     from llmzip.tokenizer import Tokens
 
 STREAM_TOKENS = 4096  # by default no stream is shorter, unless it is the only one,
@@ -44,12 +45,13 @@ def silent(content: int, coded: int) -> None:
 class FrameCodec:
     """One model's frames."""
 
-    def __init__(self, tokens: Tokens, predictor: Predictor, *, mixing: bool = True) -> None:
-        """Without `mixing` the language model alone predicts: streams learn nothing."""
+    def __init__(self, tokens: Tokens, predictor: Predictor, *, mixing: str = "full") -> None:
+        """`mixing` is one of LEVELS; with "none", the language model alone predicts."""
         from llmzip.inference.frequencies import TokenFrequencies
+        from llmzip.mixing.level import LEVELS
         from llmzip.mixing.vocabulary import Vocabulary
 
-        self.tokens, self.predictor, self.mixing = tokens, predictor, mixing
+        self.tokens, self.predictor, self.level = tokens, predictor, LEVELS.get(mixing)
         self.vocabulary = Vocabulary(tokens.spellings)
         self._frequencies = TokenFrequencies(predictor.vocabulary, self.vocabulary.ids)
         self._prime: Prime | None = None
@@ -68,7 +70,7 @@ class FrameCodec:
         if last is None or last._prime is None or last._prime.text != prime:
             last = copy(self)
             ranks = self.ranks(prime)
-            last._prime = Prime(prime, lambda state: self._learn_all(ranks, 1, state))
+            last._prime = Prime(prime, lambda state: self._learn_all(ranks, 1, state), self.level)
             last._prefix = ranks[max(0, len(ranks) - self.predictor.context.overlap) :]
             self._last_primed = last
         return last
@@ -76,7 +78,7 @@ class FrameCodec:
     def without_mixing(self) -> FrameCodec:
         """The same codec, but that the language model alone predicts."""
         alone = copy(self)
-        alone.mixing = False
+        alone.level = None
         return alone
 
     def encode(
@@ -103,7 +105,7 @@ class FrameCodec:
         short = short and streams == 1
         encoder = Encoder()
         state = self.new_state(streams, len(content))
-        coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
+        coder = TokenEncoder(self.vocabulary, state, mixing=self.level is not None)
         report = Share(progress, len(content), encoder.size)
         for share, bits, probabilities in self._decide(ranks, streams, coder):
             encoder.put_bits(bits, probabilities)
@@ -170,7 +172,7 @@ class FrameCodec:
         ranks = self.ranks(content)
         streams = self.plan_streams(len(ranks), streams, stream_tokens)
         state = self.new_state(streams, len(content))
-        coder = TokenEncoder(self.vocabulary, state, mixing=self.mixing)
+        coder = TokenEncoder(self.vocabulary, state, mixing=self.level is not None)
         spent = 0.0
         report = Share(progress, len(content), lambda: int(spent) // 8)
         table, last = deal(ranks, streams)
@@ -191,7 +193,7 @@ class FrameCodec:
 
         ranks = self.ranks(content)
         streams = self.plan_streams(len(ranks), None)
-        state = new_state(streams, len(content), start)
+        state = new_state(streams, len(content), start, level=self.level)
         self._learn_all(ranks, streams, state)
         return start_of(state)
 
@@ -206,9 +208,9 @@ class FrameCodec:
         """What the mixing of a frame of `length` bytes begins with."""
         from llmzip.mixing.state import new_state
 
-        if self._prime and self.mixing:
+        if self._prime and self.level:
             return self._prime.state(streams, length)
-        return new_state(streams, length)
+        return new_state(streams, length, level=self.level)
 
     def _decide(
         self, ranks: np.ndarray, streams: int, coder: TokenEncoder, *, tokenwise: bool = False
@@ -257,7 +259,7 @@ class FrameCodec:
         last = tokens - (steps - 1) * frame.streams
         table = np.zeros((steps, frame.streams), dtype=np.int32)
         state = self.new_state(frame.streams, frame.content_length)
-        coder = TokenDecoder(self.vocabulary, state, frame.payload, mixing=self.mixing)
+        coder = TokenDecoder(self.vocabulary, state, frame.payload, mixing=self.level is not None)
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
         with StreamThreads(frame.streams, self.predictor.cores(frame.streams)) as threads:

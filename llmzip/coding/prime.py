@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmzip.mixing.level import Level
 from llmzip.mixing.state import State, copy_state, new_state, spread_history, state_sizes
 
 
 class Prime:
     """The text of a prime; what it leaves behind in mixing is kept for the sizes used last."""
 
-    def __init__(self, text: bytes, learn: Callable[[State], None]) -> None:
-        """`learn` codes the text in the first stream of a state."""
-        self.text, self._learn = text, learn
+    def __init__(
+        self, text: bytes, learn: Callable[[State], None], level: Level | None = None
+    ) -> None:
+        """`learn` codes the text in the first stream of a state of a level."""
+        self.text, self._learn, self._level = text, learn, level
         self._kept: tuple[object, State] | None = None
 
     def state(self, streams: int, length: int) -> State:
@@ -23,7 +26,7 @@ class Prime:
         key = (streams, state_sizes(streams, length, len(self.text)))
         kept = self._kept
         if kept is None or kept[0] != key:
-            state = new_state(streams, length, prime=len(self.text))
+            state = new_state(streams, length, level=self._level, prime=len(self.text))
             self._learn(state)
             spread_history(state[0])
             self._kept = kept = key, state

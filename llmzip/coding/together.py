@@ -87,7 +87,7 @@ def encode(
     for content, ranks, streams in parts:
         table, last = deal(ranks, streams)
         state = codec.new_state(streams, len(content))
-        coder = TokenEncoder(codec.vocabulary, state, mixing=codec.mixing)
+        coder = TokenEncoder(codec.vocabulary, state, mixing=codec.level is not None)
         frames.append(_Writing(content, table, last, first, coder, Encoder()))
         first += streams
     # rank n, which no token has, stands where a frame is over
@@ -234,7 +234,7 @@ def decode(
     for frame in frames:
         steps = -(-frame.tokens // frame.streams)
         state = codec.new_state(frame.streams, frame.content_length)
-        coder = TokenDecoder(codec.vocabulary, state, frame.payload, mixing=codec.mixing)
+        coder = TokenDecoder(codec.vocabulary, state, frame.payload, mixing=codec.level is not None)
         table = np.zeros((steps, frame.streams), dtype=np.int32)
         last = frame.tokens - (steps - 1) * frame.streams
         readings.append(_Reading(frame, steps, last, coder, table))

@@ -11,7 +11,7 @@ import numpy as np
 from llmzip.bit_decoder import new_coder
 from llmzip.errors import CorruptArchive
 from llmzip.mixing.distribution import Distributions, of_rows
-from llmzip.mixing.state import State
+from llmzip.mixing.state import State, level_of
 from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.mixing.walk import Decisions, code_rows, new_scratch
 
@@ -22,7 +22,7 @@ class _TokenCoder:
     def __init__(self, vocabulary: Vocabulary, state: State, mixing: bool) -> None:
         self._vocabulary, self._mixing = vocabulary, mixing
         self._history, self._learned = state
-        self._scratch = new_scratch(len(vocabulary))
+        self._scratch = new_scratch(len(vocabulary), level_of(state))
 
     def _code(
         self,

@@ -73,7 +73,8 @@ class RotaryTable:
     def cos_sin(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each float32 [count, head_dim/2], of positions start … start + count - 1."""
         if start + count > len(self._table[0]):
-            self._extend(max(2048, 1 << (start + count - 1).bit_length()))
+            # one assignment, since threads may share the table
+            self._table = self.compute(0, max(2048, 1 << (start + count - 1).bit_length()))
         cos, sin = self._table
         return cos[start : start + count], sin[start : start + count]
 
@@ -95,17 +96,17 @@ class RotaryTable:
                 )
         return table
 
-    def _extend(self, positions: int) -> None:
-        p = np.arange(positions, dtype=np.int64)
-        if positions > 64 * self._factors[2].shape[1] * 64:
-            self._factors[2] = self._powers(4096, -(-positions // 4096))
+    def compute(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`cos_sin` of positions that no one will ask for again: they are not kept."""
+        p = np.arange(start, start + count, dtype=np.int64)
+        if start + count > 4096 * self._factors[2].shape[1]:
+            self._factors[2] = self._powers(4096, -(-(start + count) // 4096))
         cos, sin = self._factors[0][:, p % 64]
         for level, index in ((1, p // 64 % 64), (2, p // 4096)):
             c, s = self._factors[level][:, index]
             cos, sin = (cos * c - sin * s) >> _BITS, (sin * c + cos * s) >> _BITS
         unit = np.float32(2.0**-_BITS)
-        # one assignment, since threads may share the table
-        self._table = (
+        return (
             torch.from_numpy(cos.astype(np.float32) * unit),
             torch.from_numpy(sin.astype(np.float32) * unit),
         )

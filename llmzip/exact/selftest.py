@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +41,12 @@ DIGESTS = {
 def numbers(count: int, seed: int) -> Tensor:
     """float32 [count] between -8 and 8, of magnitudes down to 2^-8, from a multiplicative
     congruential generator modulo 2^64 (multiplier by Knuth)."""
-    state, values = seed * 2 + 1, []
-    for _ in range(count):
-        state = state * 6364136223846793005 % (1 << 64)
-        mantissa, exponent = (state >> 40) - (1 << 23), state >> 37 & 7
-        values.append(mantissa * 2.0 ** (-20 - exponent))
-    return torch.tensor(values, dtype=torch.float32)
+    factors = np.full(count, 6364136223846793005, dtype=np.uint64)
+    state = np.multiply.accumulate(factors) * np.uint64(seed * 2 + 1)
+    mantissas = (state >> np.uint64(40)).astype(np.int64) - (1 << 23)
+    powers = np.float32(2.0**-20) / (1 << np.arange(8)).astype(np.float32)
+    values = mantissas.astype(np.float32) * powers[state >> np.uint64(37) & np.uint64(7)]
+    return torch.from_numpy(values)
 
 
 def _results(device: str) -> Iterator[tuple[str, Tensor]]:
@@ -66,7 +67,7 @@ def _results(device: str) -> Iterator[tuple[str, Tensor]]:
     yield "layer norm", ops.layer_norm(x, numbers(1200, 4).to(device), norm_bias, 1e-6)
     yield "silu", ops.silu(x)
     table = RotaryTable(rotary_frequencies({"rope_theta": 10000.0}, 16))
-    cos, sin = (t.to(device) for t in table.cos_sin(70000, 20))
+    cos, sin = (t.to(device) for t in table.compute(70000, 20))
     heads = ops.apply_rotary(x[:, :960].reshape(3, 6, 20, 16), cos, sin)
     yield "rotate", heads
     for levels, name in ((ops.KEY_LEVELS, ""), (ops.WIDE_KEY_LEVELS, ", wide")):

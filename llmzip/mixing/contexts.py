@@ -31,7 +31,7 @@ from llmzip.mixing.history import (
     History,
 )
 
-CONTEXTS = 18
+CONTEXTS, FAST_CONTEXTS = 18, 2
 SLOT_BYTES = 8
 FLAG_HISTORY = 4  # its place in a first slot
 _U8, _U16, _U20, _U32, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 32, 40))
@@ -111,6 +111,14 @@ def hash_tokens(
 
 
 @inlined_in_place
+def hash_few(history: History, s: int, hashes: np.ndarray) -> None:
+    """The contexts of the fast level: orders 2 and 4."""
+    last = history.hashes[s, LAST8]
+    hashes[0] = (last & np.uint64(0xFFFF)) + np.uint64(3 << 24)
+    hashes[1] = (last & np.uint64(0xFFFFFFFF)) * _MULTIPLIER + np.uint64(4)
+
+
+@inlined_in_place
 def find_slots(
     slots: np.ndarray, hashes: np.ndarray, part: int, keys: np.ndarray, found: np.ndarray
 ) -> None:
@@ -118,12 +126,12 @@ def find_slots(
     first), into int64 found. The first loop only fetches memory, so that all of it is on its way
     while the second one decides."""
     mask, start = len(slots) // SLOT_BYTES - 1, slots.ctypes.data
-    for i in range(CONTEXTS):
+    for i in range(len(hashes)):
         key = (hashes[i] + np.uint64(part)) * _PART_MULTIPLIER
         key = (key ^ key >> _U32) * _MULTIPLIER
         keys[i] = key
         prefetch(start + (np.int64(key >> _U32) & mask) * SLOT_BYTES)
-    for i in range(CONTEXTS):
+    for i in range(len(hashes)):
         found[i] = _find_slot(slots, mask, keys[i])
 
 

@@ -60,8 +60,8 @@ def new_history(streams: int, ring: int, place_bits: int) -> History:
 
 
 @inlined_in_place
-def observe(history: History, s: int, byte: int) -> None:
-    """Stream `s` goes on with `byte`."""
+def observe(history: History, s: int, byte: int, full: bool) -> None:
+    """Stream `s` goes on with `byte`. Unless `full`, only the last bytes and matches are known."""
     counters, hashes = history.counters, history.hashes
     position = counters[s, POSITION]
     at = position & (history.ring.shape[1] - 1)
@@ -69,6 +69,17 @@ def observe(history: History, s: int, byte: int) -> None:
     counters[s, POSITION] = position + 1
     hashes[s, BEFORE8] = hashes[s, BEFORE8] << _U8 | hashes[s, LAST8] >> _U56
     hashes[s, LAST8] = hashes[s, LAST8] << _U8 | np.uint64(byte)
+    if full:
+        _observe_words(history, s, byte, position)
+    _follow_match(history, s, byte)
+    if counters[s, POSITION] >= MATCH_STARTS[1]:
+        _find_match(history, s)
+
+
+@inlined_in_place
+def _observe_words(history: History, s: int, byte: int, position: int) -> None:
+    """Words, lines and fields."""
+    counters, hashes = history.counters, history.hashes
     if 97 <= byte <= 122 or 65 <= byte <= 90 or byte >= 128:
         hashes[s, WORD] = (hashes[s, WORD] + np.uint64(byte | 32)) * _WORD_MULTIPLIER
     elif hashes[s, WORD] != 0:
@@ -82,9 +93,6 @@ def observe(history: History, s: int, byte: int) -> None:
         counters[s, FIELD] = 0
     elif byte == 44 or byte == 9 or byte == 124 or byte == 59:  # , tab | ;
         counters[s, FIELD] += 1
-    _follow_match(history, s, byte)
-    if counters[s, POSITION] >= MATCH_STARTS[1]:
-        _find_match(history, s)
 
 
 @inlined_in_place

@@ -11,16 +11,7 @@ import numpy as np
 
 from llmzip.compiled import inlined_in_place, prefetch
 from llmzip.mixing.bit_history import NEXT_STATE, SCALE_SHIFT
-from llmzip.mixing.contexts import CONTEXTS
-from llmzip.mixing.state import (
-    CONSTANT_INPUT,
-    INPUTS,
-    MATCH_INPUT,
-    MODEL_INPUT,
-    REFINED_KNOTS,
-    SETS,
-    Learned,
-)
+from llmzip.mixing.state import REFINED_KNOTS, Learned
 from llmzip.mixing.tables import LOGIT_LIMIT, SHARES, SQUASH, STRETCH
 from llmzip.mixing.vector import inner_product
 
@@ -28,7 +19,6 @@ _MOST_WEIGHT = np.int32((1 << 19) - 1)  # times a logit is less than 2^31
 _CONSTANT = 77
 _RATE, _FINAL_RATE, _REFINING_RATE, _MATCH_RATE = 16, 2, 20, 7
 _MOST_SEEN = 250  # observations that a probability remembers
-_VECTORS = INPUTS // 8
 _HALF = np.int32(1 << 15)
 
 
@@ -38,38 +28,40 @@ def context_inputs(
 ) -> None:
     """From the bit histories at `place` of the slots `found`; 0 from those that saw nothing."""
     slots, maps = learned.slots, learned.maps
-    for i in range(CONTEXTS):
+    contexts = len(maps)
+    for i in range(contexts):
         state = np.int64(slots[found[i] + place])
         probability = np.int32(maps[i, state + flag] >> np.uint32(20))
         if state == 0:
-            inputs[i], inputs[CONTEXTS + i] = 0, 0
+            inputs[i], inputs[contexts + i] = 0, 0
         else:
             inputs[i] = STRETCH[probability]
-            inputs[CONTEXTS + i] = (probability - 2048) >> SCALE_SHIFT[state]
+            inputs[contexts + i] = (probability - 2048) >> SCALE_SHIFT[state]
 
 
 @inlined_in_place
 def match_inputs(probability: int, expected: int, inputs: np.ndarray) -> None:
     """From the probability, 22 bits, that the match is right to expect this bit; -1: none."""
+    first = len(inputs) - 4
     if expected < 0:
-        inputs[MATCH_INPUT], inputs[MATCH_INPUT + 1] = 0, 0
+        inputs[first], inputs[first + 1] = 0, 0
         return
     high = probability >> 10
     sign = 1 if expected else -1
-    inputs[MATCH_INPUT] = sign * STRETCH[high]
-    inputs[MATCH_INPUT + 1] = sign * ((high - 2048) >> 2)
+    inputs[first] = sign * STRETCH[high]
+    inputs[first + 1] = sign * ((high - 2048) >> 2)
 
 
 @inlined_in_place
 def mix(
     learned: Learned, chosen: np.ndarray, final_set: int, inputs: np.ndarray, logits: np.ndarray
 ) -> int:
-    """The logit of the second layer; those of the first into int32 logits [SETS]. `chosen` int64
-    [SETS] are the sets of weights."""
-    start = learned.weights.ctypes.data
+    """The logit of the second layer; those of the first into int32 logits [k]. `chosen` are the
+    sets of weights, int64, of which the first k count."""
+    start, size = learned.weights.ctypes.data, len(inputs)
     total = np.int64(0)
-    for k in range(SETS):
-        product = inner_product(start + chosen[k] * 4 * INPUTS, inputs.ctypes.data, _VECTORS)
+    for k in range(len(logits)):
+        product = inner_product(start + chosen[k] * 4 * size, inputs.ctypes.data, size)
         logits[k] = min(max(product >> 8, -LOGIT_LIMIT), LOGIT_LIMIT)
         total += np.int64(learned.final[final_set, k]) * logits[k]
     return min(max(total >> 16, -LOGIT_LIMIT), LOGIT_LIMIT)
@@ -110,11 +102,11 @@ def learn_weights(
     weights, final = learned.weights, learned.final
     target = bit << 16
     error = target - SQUASH[logit + LOGIT_LIMIT + 1]
-    for k in range(SETS):
+    for k in range(len(logits)):
         final[final_set, k] += (logits[k] * error * _FINAL_RATE + (1 << 19)) >> 20
         own = np.int32((target - SQUASH[logits[k] + LOGIT_LIMIT + 1]) * _RATE >> 4)
         row = chosen[k]
-        for i in range(INPUTS):
+        for i in range(len(inputs)):
             step = np.int32(np.int32(np.int32(inputs[i] * own) + _HALF) >> np.int32(16))
             weight = np.int32(weights[row, i] + step)
             weights[row, i] = min(max(weight, np.int32(-_MOST_WEIGHT)), _MOST_WEIGHT)
@@ -136,7 +128,7 @@ def learn_contexts(learned: Learned, found: np.ndarray, place: int, flag: int, b
     """The probabilities of the bit histories, then these themselves."""
     slots, maps = learned.slots, learned.maps
     target = ((1 << 22) - 1) * bit
-    for i in range(CONTEXTS):
+    for i in range(len(maps)):
         at = found[i] + place
         state = np.int64(slots[at])
         entry = np.int64(maps[i, state + flag])
@@ -157,4 +149,4 @@ def learn_match(learned: Learned, state: int, flag: int, right: bool) -> None:
 @inlined_in_place
 def model_input(logit: int, inputs: np.ndarray) -> None:
     """The language model's logit, and the constant."""
-    inputs[MODEL_INPUT], inputs[CONSTANT_INPUT] = logit, _CONSTANT
+    inputs[len(inputs) - 2], inputs[len(inputs) - 1] = logit, _CONSTANT

@@ -9,34 +9,37 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils as untyped
 from numba.extending import intrinsic
 
+cgutils: Any = untyped
 _LANES = 8
 _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_INT, _LANES)
 
 
-def _load(builder: Any, address: Any, i: int) -> Any:
+def _load(builder: Any, address: Any, i: Any) -> Any:
     pointer = builder.inttoptr(address, _VECTOR.as_pointer())
-    return builder.load(builder.gep(pointer, [_INT(i)]), align=4)
+    return builder.load(builder.gep(pointer, [i]), align=4)
 
 
-def _typed_product(typing: Any, weights: Any, inputs: Any, vectors: Any) -> Any:
-    """The sum of weights[i] · inputs[i] >> 8, modulo 2^32, of 8 · `vectors` int32 at two addresses;
-    `vectors` is a literal."""
-    count = vectors.literal_value
+def _typed_product(typing: Any, weights: Any, inputs: Any, count: Any) -> Any:
+    """The sum of weights[i] · inputs[i] >> 8, modulo 2^32, of `count` int32 at two addresses, a
+    multiple of 8."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *addresses, count = arguments
         shift = ir.Constant(_VECTOR, [8] * _LANES)
-        total = ir.Constant(_VECTOR, [0] * _LANES)
-        for i in range(count):
-            product = builder.mul(*(_load(builder, address, i) for address in arguments[:2]))
-            total = builder.add(total, builder.ashr(product, shift))
+        sums = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0] * _LANES))
+        with cgutils.for_range(builder, builder.lshr(count, count.type(3))) as loop:
+            product = builder.mul(*(_load(builder, address, loop.index) for address in addresses))
+            builder.store(builder.add(builder.load(sums), builder.ashr(product, shift)), sums)
+        total = builder.load(sums)
         kind = ir.FunctionType(_INT, [_VECTOR])
         reduce = builder.module.declare_intrinsic("llvm.vector.reduce.add.v8i32", (), kind)
         return builder.call(reduce, [total])
 
-    return types.int32(types.int64, types.int64, vectors), generate
+    return types.int32(types.int64, types.int64, types.int64), generate
 
 
-inner_product: Any = intrinsic(prefer_literal=True)(_typed_product)
+inner_product: Any = intrinsic(_typed_product)

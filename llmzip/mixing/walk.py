@@ -13,7 +13,14 @@ import numpy as np
 from llmzip.bit_decoder import decode_bit
 from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.mixing import mixer
-from llmzip.mixing.contexts import CONTEXTS, find_slots, hash_bytes, hash_tokens, history_place
+from llmzip.mixing.contexts import (
+    CONTEXTS,
+    find_slots,
+    hash_bytes,
+    hash_few,
+    hash_tokens,
+    history_place,
+)
 from llmzip.mixing.distribution import (
     ANSWER_BITS,
     BLOCK,
@@ -35,14 +42,8 @@ from llmzip.mixing.history import (
     History,
     observe,
 )
-from llmzip.mixing.state import (
-    BY_BYTE,
-    INPUTS,
-    SET_STARTS,
-    SETS,
-    STEPS,
-    Learned,
-)
+from llmzip.mixing.level import SET_STARTS, STEPS, Level
+from llmzip.mixing.state import BY_BYTE, Learned
 from llmzip.mixing.vocabulary import SortedTokens, byte_at, first_from
 
 _SET1, _SET2, _SET3, _SET4 = SET_STARTS[1:]
@@ -71,18 +72,18 @@ class Scratch(NamedTuple):
     logits: np.ndarray
 
 
-def new_scratch(ranks: int) -> Scratch:
+def new_scratch(ranks: int, level: Level) -> Scratch:
     """For a vocabulary of so many ranks."""
     blocks = -(-ranks // BLOCK)
     return Scratch(
         np.zeros((1, blocks + 1), dtype=np.int64),
         np.zeros((1, blocks), dtype=np.int32),
-        np.zeros(CONTEXTS, dtype=np.uint64),
-        np.zeros(CONTEXTS, dtype=np.uint64),
-        np.zeros(CONTEXTS, dtype=np.int64),
-        np.zeros(INPUTS, dtype=np.int32),
-        np.zeros(SETS, dtype=np.int64),
-        np.zeros(SETS, dtype=np.int32),
+        np.zeros(level.contexts, dtype=np.uint64),
+        np.zeros(level.contexts, dtype=np.uint64),
+        np.zeros(level.contexts, dtype=np.int64),
+        np.zeros(level.inputs, dtype=np.int32),
+        np.zeros(len(SET_STARTS), dtype=np.int64),
+        np.zeros(level.sets, dtype=np.int32),
     )
 
 
@@ -154,7 +155,7 @@ def _code_token(
     # sums of frequencies below low, high
     below, upto = np.int64(0), answers[asked] if answered else sums[len(most)]
     asked += 1
-    best = np.int64(-1)
+    best, full = np.int64(-1), len(scratch.hashes) == CONTEXTS
     while True:
         ends = depth > 0 and tokens.lengths[low] == depth
         inner = low + 1 if ends else low  # the first token that goes on
@@ -165,7 +166,9 @@ def _code_token(
         if answered:
             best, frequency = answers[asked] >> ANSWER_BITS, answers[asked] & _FREQUENCY
             asked += 1
-        if mixing:
+        if mixing and not full:
+            hash_few(history, s, scratch.hashes)
+        elif mixing:
             if not answered:
                 if best < inner or best >= high:
                     best = likeliest(frequencies, most, inner, high)
@@ -223,7 +226,7 @@ def _code_token(
             break
         low, depth = inner, depth + 1
         if mixing:
-            observe(history, s, value_low)
+            observe(history, s, value_low, full)
     if not mixing:
         return low
     history.ends[s, (counters[s, POSITION] - 1) & (history.ends.shape[1] - 1)] = 1

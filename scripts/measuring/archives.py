@@ -22,7 +22,12 @@ FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
 EXCLUDE = argument("--exclude", action="append", default=["MANIFEST.tsv"], metavar="NAME",
                    help="skip files of this name")  # fmt: skip
 Sweep = dict[str, dict[str, Any]]  # name of a setting → fields of Options
-MIXING: Sweep = {"on": {}, "off": {"mixing": False}, "one stream": {"streams": 1}}
+MIXING: Sweep = {
+    "on": {},
+    "fast": {"mixing": "fast"},
+    "off": {"mixing": "none"},
+    "one stream": {"streams": 1},
+}
 
 
 @command(
@@ -123,7 +128,7 @@ def settings(given: Namespace) -> Report:
     """
     # windows are compared without mixing, which would make up for short ones
     sweeps: dict[str, Sweep] = {
-        "window": {str(w): {"context": (w, w // 2), "mixing": False} for w in given.windows},
+        "window": {str(w): {"context": (w, w // 2), "mixing": "none"} for w in given.windows},
         "streams": {str(s): {"streams": s} for s in given.streams},
         "mixing": MIXING,
     }

@@ -144,7 +144,7 @@ def _bits_per_byte(
     model = inference.build(changed, activations=kind, context=context)
     size = -(-len(text) // max(1, len(text) // 4096))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    codec = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model, mixing=False)
+    codec = FrameCodec(Tokens(files.tokenizer_json, model.vocabulary), model, mixing="none")
     return codec.bits_per_byte(pieces)
 
 
