@@ -16,14 +16,15 @@ from llmzip.coding.frame_codec import FrameCodec, silent
 from llmzip.coding.token_coder import TokenEncoder
 from llmzip.errors import CorruptArchive
 from llmzip.mixing.distribution import of_answers
+from llmzip.mixing.level import LEVELS
 from llmzip.mixing.questions import answers_of, questions_of
 from llmzip.mixing.state import new_state
 
 CONTENTS = [PROSE.encode(), PROSE[300:500].encode(), b"a", PROSE[100:].encode()]
 
 
-@pytest.mark.parametrize("mixing", [True, False])
-def test_answers_take_the_place_of_rows(mixing: bool) -> None:
+@pytest.mark.parametrize("level", ["full", "fast", "none"])
+def test_answers_take_the_place_of_rows(level: str) -> None:
     random = np.random.default_rng(3)
     count, size = 60, len(VOCABULARY)
     frequencies = random.integers(1, 1 << 20, (count, size)).astype(np.int32)
@@ -31,10 +32,11 @@ def test_answers_take_the_place_of_rows(mixing: bool) -> None:
     questions = questions_of(VOCABULARY)
     starts = np.concatenate([[0], np.cumsum(questions.counts(ranks))])
     answers = answers_of(frequencies, ranks, questions, starts[:-1], int(starts[-1]))
-    coded = [
-        TokenEncoder(VOCABULARY, new_state(3, 1000), mixing=mixing).code(given, 0, 3, ranks)
-        for given in (frequencies, of_answers(answers, starts))
-    ]
+    coded = []
+    for given in (frequencies, of_answers(answers, starts)):
+        state = new_state(3, 1000, level=LEVELS.get(level))
+        coder = TokenEncoder(VOCABULARY, state, mixing=level != "none")
+        coded.append(coder.code(given, 0, 3, ranks))
     assert np.array_equal(coded[0][0], coded[1][0])
     assert np.array_equal(coded[0][1], coded[1][1])
 

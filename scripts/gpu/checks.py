@@ -4,8 +4,7 @@
 Stages, each with a cap of seconds, in this order: `equality` of archives of CPU and GPU in both
 directions; `profile` of kernels; `speed` on growing texts; `cores`, the speed of mixing by number
 of threads; `families`, equality for random models. A stage that reaches its cap gives the rate up
-to there. The report is written after each stage.
---interpret runs a miniature without a GPU, by Triton's interpreter: for the script's own test.
+to there. The report is written after each stage. --interpret runs a miniature without a GPU.
 """
 
 from __future__ import annotations
@@ -104,8 +103,8 @@ class Check:
         self._small, self._out = given.interpret, given.out
         card = self.device if given.interpret else torch.cuda.get_device_name()
         self.report: dict[str, Any] = {"about": self._about(provenance), "card": card}
-        self.report["kernels"] = gpu.available(torch.device("cpu" if given.interpret else "cuda"))
-        self.report["cores"] = os.cpu_count()
+        device = torch.device("cpu" if given.interpret else "cuda")
+        self.report |= {"kernels": gpu.available(device), "cores": os.cpu_count()}
         self.report["imported_after"] = round(time.monotonic() - STARTED, 2)
         self.passed = True
         self.text = b"".join(path.read_bytes() for path in given.text) or generated(4 * MB)
@@ -268,7 +267,7 @@ class Check:
             ids = np.arange(streams * (1 if self._small else 48), dtype=np.int32)
             table = (ids * 31 % len(codec.vocabulary)).reshape(-1, streams)
             for _ in range(1 if self._small else 2):  # the first compiles kernels
-                parts = {"pass": lambda c=codec, t=table: _pass(c, t),
+                parts: Any = {"pass": lambda c=codec, t=table: _pass(c, t),
                          "steps": lambda c=codec, t=table: _steps(c, t)}  # fmt: skip
                 for part, work in parts.items():
                     _ = clock.left
@@ -388,7 +387,7 @@ def _interpreted(files: Any, context: Any) -> Any:
 
 
 def generated(size: int) -> bytes:
-    """Sentences of some words, by a congruential generator; not prose, but of its vocabulary."""
+    """Words of README in a random order, the same every time."""
     words = (ROOT / "README.md").read_text().split()
     state, out, length = 1, [], 0
     while length < size:
