@@ -46,7 +46,7 @@ def test_the_known_answers_are_those_of_the_reference(rotated: bool) -> None:
     for part in (hidden, last.contiguous(), model.logits(last[0])):
         hasher.update(part.numpy().tobytes())
     assert hasher.hexdigest() == compiled_llama.known_answer(rotated)
-    assert compiled_llama.agrees()
+    assert compiled_llama.agrees(rotated)
 
 
 @pytest.mark.parametrize("name", ["nano", "base"])

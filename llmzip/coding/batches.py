@@ -5,7 +5,6 @@ What a batch holds changes no byte: it is the same in which company a frame is c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 from llmzip.coding import together
 from llmzip.coding.frame import MODEL, Frame
 from llmzip.coding.frame_codec import Progress, Share
+from llmzip.inference.base import cores
 
 if TYPE_CHECKING:
     from llmzip.coding.frame_codec import FrameCodec
@@ -26,7 +26,7 @@ def tokenised(
     codec: FrameCodec, contents: Sequence[bytes], streams: int | None, stream_tokens: int
 ) -> list[Part]:
     """Contents, with their tokens and how many streams these are cut into."""
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         every = list(pool.map(codec.ranks, contents))
     return [
         (content, ranks, codec.plan_streams(len(ranks), streams, stream_tokens))
@@ -43,7 +43,7 @@ def encode(
     for batch in _batches(codec, shapes):
         some = parts[batch]
         report = Share(progress, sum(len(content) for content, _, _ in some), lambda: 0)
-        payloads = together.encode(codec, codec.lookups(), some, _cores(), report.done)
+        payloads = together.encode(codec, codec.lookups(), some, cores(), report.done)
         progress(0, sum(map(len, payloads)))
         for (content, ranks, streams), payload in zip(some, payloads, strict=True):
             tokens = 0 if short and streams == 1 else len(ranks)
@@ -62,7 +62,7 @@ def decode(codec: FrameCodec, frames: Sequence[Frame], progress: Progress) -> li
             sum(len(frame.payload) for frame in some),
         )
         report = Share(progress, length, None, payload)
-        contents += together.decode(codec, codec.lookups(), some, _cores(), report.done)
+        contents += together.decode(codec, codec.lookups(), some, cores(), report.done)
         report.done(1.0)
     return contents
 
@@ -77,7 +77,3 @@ def _batches(codec: FrameCodec, shapes: Sequence[tuple[int, int]]) -> Iterator[s
         total += streams
     if shapes:
         yield slice(start, len(shapes))
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1

@@ -41,14 +41,16 @@ class StreamThreads:
 
     def __enter__(self) -> StreamThreads:
         # torch, if the model needs it: what it may use is a setting of each thread
-        self._torch: Any = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
+        # another thread may be importing it
+        self._torch: Any = torch if hasattr(torch, "get_num_threads") else None
         if self._torch is None:
             self._pool = ThreadPoolExecutor(len(self.parts))
             return self
-        self._before = self._torch.get_num_threads()
-        self._torch.set_num_threads(self._cores)
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._cores)
         self._pool = ThreadPoolExecutor(
-            len(self.parts), initializer=self._torch.set_num_threads, initargs=(self._cores,)
+            len(self.parts), initializer=torch.set_num_threads, initargs=(self._cores,)
         )
         return self
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 import numpy as np
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Ids: TypeAlias = Union[np.ndarray, "Tensor"]  # int64
 Logits: TypeAlias = Union[np.ndarray, "Tensor"]  # float32
 
+FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
+LOGIT_ROWS = 128  # tokens whose logits are held at a time
+PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
+MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
 _SLIDING_RESTART = 32768  # positions of sliding attention stay below this
 
@@ -80,6 +84,16 @@ class Predictor(Protocol):
 
     def most_streams(self, steps: int) -> int:
         """How many streams of `steps` tokens fit into memory, about, when frames are joined."""
+
+
+def run_memory(spec: ModelSpec, key_bytes: int, context: Context, streams: int, steps: int) -> int:
+    """The bytes that a run needs, about: KV cache, logits, frequencies, activations. A prefix
+    counts as steps."""
+    limit = min(context.window, steps)
+    tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
+    cache = tokens * 2 * (spec.kv_size + 1) * key_bytes
+    # logits, frequencies and the largest activations, several times
+    return streams * (cache + 16 * (spec.vocabulary + 4 * spec.activation_size))
 
 
 def repeated(prefix: Tensor | None, streams: int) -> Tensor:
@@ -139,8 +153,9 @@ def require_window(spec: ModelSpec, window: int, name: str) -> None:
 
 def cores() -> int:
     """How many cores may be used: as torch says, or would say."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "get_num_threads"):  # not while another thread imports it
+        return int(torch.get_num_threads())
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)

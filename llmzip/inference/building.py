@@ -41,10 +41,11 @@ def _compiled(files: ModelFiles, context: Context) -> Predictor | None:
     from llmzip.inference.compiled_predictor import CompiledPredictor
 
     architecture = Architecture.from_config(files.config)
-    if not reads(architecture, arrays):
+    rotated = bool(files.config.get(ROTATED_KEY))
+    if not reads(architecture, arrays, rotated):
         return None
     require_memory(sum(array.nbytes for array in arrays.values()), "cpu", files.name)
-    model = CompiledLlama(architecture, arrays, rotated=bool(files.config.get(ROTATED_KEY)))
+    model = CompiledLlama(architecture, arrays, rotated=rotated)
     return CompiledPredictor(model, files.bos, context)
 
 

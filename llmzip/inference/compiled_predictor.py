@@ -9,15 +9,18 @@ import numpy as np
 
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.kv_cache import Cache
-from llmzip.inference.base import Context, cores
+from llmzip.inference.base import (
+    FORWARD_ROWS,
+    LOGIT_ROWS,
+    MOST_STREAMS,
+    PARALLEL_ROWS,
+    Context,
+    cores,
+    run_memory,
+)
 
 if TYPE_CHECKING:
     import torch
-
-FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
-_LOGIT_ROWS = 128  # tokens whose logits are held at a time
-_PARALLEL_ROWS = 4  # rows from which threads pay
-_MOST_STREAMS = 4096
 
 
 class CompiledPredictor:
@@ -50,20 +53,15 @@ class CompiledPredictor:
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about; a prefix counts as steps."""
-        spec = self.model.spec
-        limit = min(self.context.window, steps)
-        tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
-        cache = tokens * 2 * (spec.kv_size + 1) * self.model.key_bytes
-        # logits, frequencies and the largest activations, several times
-        return streams * (cache + 16 * (spec.vocabulary + 4 * spec.activation_size))
+        return run_memory(self.model.spec, self.model.key_bytes, self.context, streams, steps)
 
     def cores(self, rows: int) -> int:
         """How many cores `rows` tokens at a time keep busy."""
-        return cores() if rows >= _PARALLEL_ROWS else 1
+        return cores() if rows >= PARALLEL_ROWS else 1
 
     def most_streams(self, steps: int) -> int:
         """How many streams of `steps` tokens are worth joining."""
-        return _MOST_STREAMS
+        return MOST_STREAMS
 
 
 class _Run:
@@ -137,7 +135,7 @@ class _Run:
 
     def _logits(self, hidden: np.ndarray) -> Iterator[np.ndarray]:
         """Hidden states [S, T, H] → logits of some steps at a time, [steps, S, V]."""
-        steps = max(1, _LOGIT_ROWS // self._streams)
+        steps = max(1, LOGIT_ROWS // self._streams)
         for start in range(0, hidden.shape[1], steps):
             part = hidden[:, start : start + steps].swapaxes(0, 1)
             logits = self._model.logits(part.reshape(-1, part.shape[-1]))

@@ -12,22 +12,29 @@ from llmzip.exact import fused, gpu, ops, selftest
 from llmzip.exact.architecture import LLAMA_TYPES, ROTATED_KEY, Architecture
 from llmzip.exact.fused import FusedLlama
 from llmzip.exact.llama import ExactLlama
-from llmzip.inference.base import Context, Ids, cores, repeated, require_memory
+from llmzip.inference.base import (
+    FORWARD_ROWS,
+    LOGIT_ROWS,
+    MOST_STREAMS,
+    PARALLEL_ROWS,
+    Context,
+    Ids,
+    cores,
+    repeated,
+    require_memory,
+    run_memory,
+)
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
     from llmzip.exact.convert.model import ExactTransformer
     from llmzip.exact.gpu.llama import GpuLlama
 
-FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
-_LOGIT_ROWS = 128  # tokens whose logits are held at a time
 # the same on a GPU by kernels of its own, which wants rows enough for all of its processors, and
 # chunks so large that what Python does for each of them does not matter
 _GPU_ROWS = 1 << 15
 _LOGIT_SHARE = 16  # of the GPU's memory, for logits and frequencies
-_MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate
-_PARALLEL_ROWS = 4  # rows from which they pay if a step is a single call
 
 # levels of activations, and of queries, keys and values
 ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops.WIDE_KEY_LEVELS)}
@@ -51,11 +58,11 @@ class ExactPredictor:
         # whether decode steps are replayed as a CUDA graph
         self.replays = self.on_gpu
         self.kernels = model.device if self.on_gpu and gpu.available(model.device) else None
-        self.forward_rows, self.logit_rows = FORWARD_ROWS, _LOGIT_ROWS
+        self.forward_rows, self.logit_rows = FORWARD_ROWS, LOGIT_ROWS
         if self.on_gpu and getattr(model, "many_rows", False):
             room = torch.cuda.mem_get_info(model.device)[1] // _LOGIT_SHARE
             self.forward_rows = _GPU_ROWS
-            self.logit_rows = max(_LOGIT_ROWS, min(_GPU_ROWS, room // (8 * self.vocabulary)))
+            self.logit_rows = max(LOGIT_ROWS, min(_GPU_ROWS, room // (8 * self.vocabulary)))
         self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
     def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _ExactRun:
@@ -78,26 +85,21 @@ class ExactPredictor:
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about: KV cache, logits, frequencies, activations.
         A prefix counts as steps."""
-        spec = self.model.spec
-        limit = min(self.context.window, steps)
-        tokens = sum(min(window or limit, limit) for window in spec.sliding_windows)
-        cache = tokens * 2 * (spec.kv_size + 1) * self.model.key_bytes
-        # logits, frequencies and the largest activations, several times
-        return streams * (cache + 16 * (spec.vocabulary + 4 * spec.activation_size))
+        return run_memory(self.model.spec, self.model.key_bytes, self.context, streams, steps)
 
     def most_streams(self, steps: int) -> int:
         """How many streams of `steps` tokens fit into memory, about. Steps that are replayed have a
         second KV cache, and there is more than the cache."""
         if not self.on_gpu:
-            return _MOST_STREAMS
+            return MOST_STREAMS
         free = torch.cuda.mem_get_info(self.model.device)[0]
-        return max(1, min(_MOST_STREAMS, free // 3 // self.memory(1, steps)))
+        return max(1, min(MOST_STREAMS, free // 3 // self.memory(1, steps)))
 
     def cores(self, rows: int) -> int:
         """How many cores `rows` tokens at a time keep busy."""
         parallel = rows * self.model.spec.hidden_size >= _PARALLEL_ELEMENTS
         if isinstance(self.model, FusedLlama) and self.model.single_call:
-            parallel = rows >= _PARALLEL_ROWS
+            parallel = rows >= PARALLEL_ROWS
         return cores() if parallel and self.model.device.type == "cpu" else 1
 
 

@@ -43,6 +43,7 @@ class TokenFrequencies:
     def __init__(self, vocabulary: int, ids: np.ndarray) -> None:
         """`ids` int32 [n], in the order that is wanted."""
         self.vocabulary, self._ids = vocabulary, np.ascontiguousarray(ids, dtype=np.int32)
+        self._mantissas = tables.exp2_mantissas(_STEP_BITS, _UNIT_BITS).astype(np.int32)
         self._size = max(vocabulary, int(ids.max()) + 1)
 
     def of(self, logits: Logits) -> np.ndarray:
@@ -60,10 +61,9 @@ class TokenFrequencies:
         """`of` by a compiled loop."""
         frequencies = np.empty((len(logits), len(self._ids)), dtype=np.int32)
         rows = np.ascontiguousarray(logits)
-        mantissas = tables.exp2_mantissas(_STEP_BITS, _UNIT_BITS).astype(np.int32)
         factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
         by_id = np.full(self._size, _ESCAPE_FREQUENCY, dtype=np.int32)
-        if not _compute_frequencies(rows, factor, mantissas, by_id, self._ids, frequencies):
+        if not _compute_frequencies(rows, factor, self._mantissas, by_id, self._ids, frequencies):
             raise UnsupportedModel(_NOT_FINITE)
         return frequencies
 

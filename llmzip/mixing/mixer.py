@@ -11,9 +11,9 @@ import numpy as np
 
 from llmzip.compiled import inlined_in_place, prefetch
 from llmzip.mixing.bit_history import NEXT_STATE, SCALE_SHIFT
+from llmzip.mixing.inner_product import inner_product
 from llmzip.mixing.state import REFINED_KNOTS, Learned
 from llmzip.mixing.tables import LOGIT_LIMIT, SHARES, SQUASH, STRETCH
-from llmzip.mixing.vector import inner_product
 
 _MOST_WEIGHT = np.int32((1 << 19) - 1)  # times a logit is less than 2^31
 _CONSTANT = 77

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ def read(source: Path | bytes) -> dict[str, Any]:
     import safetensors.numpy
 
     function = "load" if isinstance(source, bytes) else "load_file"
-    try:
-        return dict(getattr(safetensors.numpy, function)(source))
-    except (KeyError, TypeError, AttributeError):  # bfloat16, float8
-        import safetensors.torch
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # bfloat16, float8
+        arrays = dict(getattr(safetensors.numpy, function)(source))
+        # numpy's own types: other packages may add theirs, which torch does not take
+        if all(array.dtype.kind in "biuf" for array in arrays.values()):
+            return arrays
+    import safetensors.torch
 
-        return dict(getattr(safetensors.torch, function)(source))
+    return dict(getattr(safetensors.torch, function)(source))

@@ -30,7 +30,7 @@ from llmzip.bench.report import DIRECTIONS
 from llmzip.coding.frame import ZSTD, Frame
 from llmzip.coding.threads import StreamThreads
 from llmzip.exact.architecture import Architecture
-from llmzip.inference import exact_predictor
+from llmzip.inference.base import FORWARD_ROWS
 from measuring import Report, argument, command, report_of
 from measuring.archives import sweep
 
@@ -110,7 +110,7 @@ def roofline(name: str) -> dict[str, Any]:
         (a.head_dim, window, a.layers * a.heads),  # scores of a full window
         (window, a.head_dim, a.layers * a.heads),  # and its mixed values
     ]
-    rows, entries = exact_predictor.FORWARD_ROWS, []
+    rows, entries = FORWARD_ROWS, []
     for inner, outer, times in shapes:
         x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
         seconds = _best(lambda x=x, weight=weight: x @ weight.T) / rows  # type: ignore[misc]

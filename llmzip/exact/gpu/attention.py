@@ -115,6 +115,14 @@ def _heads_kernel(
 
 
 @triton.jit
+def _keys_of(first, n, slots, at, window):
+    """The slots of a block of keys, and which of them the queries at positions `at` see."""
+    key = first + n
+    seen = (key[None, :] <= at[:, None]) & (key[None, :] > at[:, None] - window)
+    return first % slots + n, seen
+
+
+@triton.jit
 def _scores(q, keys, steps, slot, d, D: tl.constexpr):
     """Queries int8 [M, DP] · keys from `slot` → float32 [M, KEYS], in table steps per unit of the
     queries' scales."""
@@ -169,9 +177,7 @@ def _attend_kernel(
     best = tl.full((M,), _LOWEST, tl.int32)
     bound = tl.zeros((M,), dtype=tl.int32)
     for first in range(start, end, N):
-        slot = first % slots + n
-        key = first + n
-        seen = (key[None, :] <= at[:, None]) & (key[None, :] > at[:, None] - window)
+        slot, seen = _keys_of(first, n, slots, at, window)
         z = ordered(_scores(integers, keys, steps, slot, d, D).to(tl.int32, bitcast=True))
         best = tl.maximum(best, tl.max(tl.where(seen, z, _LOWEST), 1))
         v_scale = tl.load(scales + slot).to(tl.int32, bitcast=True)
@@ -180,9 +186,7 @@ def _attend_kernel(
 
     total = tl.zeros((M,), dtype=tl.int64)
     for first in range(start, end, N):
-        slot = first % slots + n
-        key = first + n
-        seen = (key[None, :] <= at[:, None]) & (key[None, :] > at[:, None] - window)
+        slot, seen = _keys_of(first, n, slots, at, window)
         z = _scores(integers, keys, steps, slot, d, D)
         weight = exp2_weight((top[:, None] - z) * scale[:, None])
         total += tl.sum(tl.where(seen, weight, 0), 1).to(tl.int64)
@@ -191,9 +195,7 @@ def _attend_kernel(
     factor = reciprocal(total.to(tl.float32) * largest) * 65536.0
     mixed = tl.zeros((M, DP), dtype=tl.int32)
     for first in range(start, end, N):
-        slot = first % slots + n
-        key = first + n
-        seen = (key[None, :] <= at[:, None]) & (key[None, :] > at[:, None] - window)
+        slot, seen = _keys_of(first, n, slots, at, window)
         z = _scores(integers, keys, steps, slot, d, D)
         weight = exp2_weight((top[:, None] - z) * scale[:, None])
         share = weight.to(tl.float32) * tl.load(scales + slot)[None, :] * factor[:, None]
