@@ -16,6 +16,7 @@ from llmzip.mixing.level import Blank
 from llmzip.mixing.tables import LOG2, SHARES, SQUASH, STRETCH
 
 M64 = (1 << 64) - 1
+BESIDE = 9  # a slot of the table has 8
 M, W, P = 0x9E3779B97F4A7C15, 0x2F0B4C4745D9F3B5, 0xD6E8FEB86659FD93
 
 
@@ -31,6 +32,22 @@ def logit(one: int, zero: int) -> int:
 
 def squash(x: int) -> int:
     return int(SQUASH[x + 3072])
+
+
+def agrees(byte: int, step: int, part: int) -> bool:
+    return (byte + 256) >> (9 - step) == part
+
+
+def run_slot(byte: int, n: int, step: int) -> list[int]:
+    """What a slot for three bits has seen after `n` times the same byte; with a mark: it is not in
+    the table."""
+    slot, bits = [0] * BESIDE, byte >> (6 - step) & 7
+    for _ in range(n & 31):
+        for place, bit in (
+            (1, bits >> 2), (2 + (bits >> 2), bits >> 1 & 1), (4 + (bits >> 1), bits & 1)
+        ):  # fmt: skip
+            slot[place] = int(NEXT_STATE[slot[place], bit])
+    return slot
 
 
 class Stream:
@@ -95,8 +112,18 @@ class ReferenceMixer:
                 hashes, sure = [hashes[2], hashes[3]], 0
             part, ended = 1, False
             for step in range(9):
-                if step in (0 if ends else 1, 3, 6):
-                    found = [self.find(h, part if step > 1 else 0) for h in hashes]
+                if step == (0 if ends else 1):
+                    first, checks, runs = [], [], []
+                    for h in hashes:
+                        slot = self.find(h, 0)
+                        first.append(slot)
+                        checks.append(slot[0])
+                        runs.append((slot[5], slot[6]))
+                    found = first
+                elif step in (3, 6):
+                    if step == 6:
+                        self.keep(hashes, runs, found, step, part)
+                    found = self.find_next(hashes, runs, step, part)
                 if step == 0:
                     if not ends:
                         continue
@@ -125,6 +152,12 @@ class ReferenceMixer:
                     high, part = middle, part * 2
             if ended:
                 break
+            self.keep(hashes, runs, found, 9, part)
+            for slot, check, (byte, n) in zip(first, checks, runs, strict=True):
+                if slot[0] == check and n == 0:
+                    slot[5:7] = part & 255, 1
+                elif slot[0] == check and n < 32:
+                    slot[6] = min(n + 1, 31) if byte == part & 255 else n + 32
             low, depth = inner, depth + 1
             self.observe(s, part & 255)
         st.ends[-1] = 1
@@ -162,7 +195,8 @@ class ReferenceMixer:
             (st.word * M + st.field) * M + 7, (st.word * M + st.word_two_before) * M + 8,
             (a0 | a1 << 8 | c1 << 16) * M + 9,
             (column | a0 << 8 | st.field << 16) * M + 10, (b0 | b1 << 8 | run << 16) * M + 11,
-            (b0 | c1 << 8 | min(element, 255) << 16) * M + 12, (shapes[0] * M + run) * M + 13,
+            (last & 0xFFFFFFFFFFFF) * M + 19 if c1 >= 128
+            else (b0 | c1 << 8 | min(element, 255) << 16) * M + 12, (shapes[0] * M + run) * M + 13,
             (shapes[1] * M + run) * M + 14, (byte | sure << 8 | c1 << 16) * M + 15,
             (byte | (last & 0xFFFFFF) << 8) * M + 16, (st.token * M + node) * M + 17,
             ((st.token_before * M + st.token) * M + node) * M + 18,
@@ -179,6 +213,29 @@ class ReferenceMixer:
         slot = min(tried, key=lambda slot: slot[1])
         slot[:] = [check] + [0] * 7
         return slot
+
+    def find_next(
+        self, hashes: list[int], runs: list[tuple[int, int]], step: int, part: int
+    ) -> list[list[int]]:
+        found = []
+        for h, (byte, n) in zip(hashes, runs, strict=True):
+            if n == 0 or (n < 32 and agrees(byte, step, part)):
+                found.append(run_slot(byte, n, step))
+                continue
+            slot = self.find(h, part)
+            if slot[1] == 0 and agrees(byte, step, part):
+                slot[1:] = run_slot(byte, n, step)[1:8]
+            found.append(slot)
+        return found
+
+    def keep(
+        self, hashes: list[int], runs: list[tuple[int, int]], found: list[list[int]], step: int,
+        part: int,
+    ) -> None:  # fmt: skip
+        """What is beside the table moves there if its run has ended in the last three bits."""
+        for h, (byte, n), slot in zip(hashes, runs, found, strict=True):
+            if n > 0 and len(slot) == BESIDE and not agrees(byte, step, part):
+                self.find(h, part >> 3)[1:] = slot[1:8]
 
     def decision(
         self, st: Stream, found: list[list[int]], step: int, part: int, depth: int, sure: int,

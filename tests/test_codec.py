@@ -132,7 +132,7 @@ def test_progress_adds_up(table_codec: FrameCodec) -> None:
 
 def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCodec) -> None:
     plan = table_codec.plan_streams
-    assert [plan(n, None) for n in (1, 4095, 8192, 40960, 10**8)] == [1, 1, 2, 10, 256]
+    assert [plan(n, None) for n in (1, 8191, 16384, 81920, 10**8)] == [1, 1, 2, 10, 256]
     assert plan(5, 100) == 5
     assert plan(10**6, 3) == 3
 

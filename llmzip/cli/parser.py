@@ -281,7 +281,7 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         "as one batch: few for ratio, many for speed (default: by "
                         "length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="smallest length of "
-                        "a stream (default: 4096)")  # fmt: skip
+                        "a stream (default: 8192)")  # fmt: skip
     parser.add_argument("--activations", choices=("a8", "a16"), help="precision of the "
                         "activations: a8 (the default), or a16, which is several times "
                         "slower")  # fmt: skip

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmzip.mixing.state import State
     from llmzip.tokenizer import Tokens
 
-STREAM_TOKENS = 4096  # by default no stream is shorter, unless it is the only one,
+STREAM_TOKENS = 8192  # by default no stream is shorter, unless it is the only one,
 MOST_STREAMS = 256  # and there are no more than these: KV caches are large
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 

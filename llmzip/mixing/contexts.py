@@ -1,16 +1,10 @@
-"""What the contexts have seen: hashed contexts → slots of bit histories.
-
-All contexts share one table of slots of eight bytes: a check byte, then seven bit histories. For
-each byte a context has three slots, as in lpaq: for the flag and the first two bits, for the next
-three bits, for the last three. In the first slot the histories are those of bit 1, of bit 2 after
-0 and after 1, and of the flag; in the others, of a binary tree of three levels.
-"""
+"""The contexts: what of the bytes and tokens so far the next byte may depend on, hashed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined_in_place, prefetch
+from llmzip.compiled import inlined_in_place
 from llmzip.mixing.history import (
     DIGITS,
     ELEMENT,
@@ -32,12 +26,10 @@ from llmzip.mixing.history import (
 )
 
 CONTEXTS, FAST_CONTEXTS = 18, 2
-SLOT_BYTES = 8
-FLAG_HISTORY = 4  # its place in a first slot
-_U8, _U16, _U20, _U32, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 32, 40))
+_U8, _U16, _U20, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 40))
 _BYTE = np.uint64(255)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_PART_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
+_SIX_BYTES = np.uint64(0xFFFFFFFFFFFF)
 
 
 @inlined_in_place
@@ -89,6 +81,8 @@ def hash_bytes(history: History, s: int, hashes: np.ndarray) -> None:
     run = np.uint64(min(digits, 15))
     hashes[10] = (b0 | b1 << _U8 | run << _U16) * m + np.uint64(11)
     hashes[11] = (b0 | c1 << _U8 | np.uint64(min(element, 255)) << _U16) * m + np.uint64(12)
+    if c1 >= np.uint64(128):  # letters of several bytes, which are no elements of a table
+        hashes[11] = (last & _SIX_BYTES) * m + np.uint64(19)
     hashes[12] = (kept[s, SHAPE5] * m + run) * m + np.uint64(13)
     hashes[13] = (kept[s, SHAPE12] * m + run) * m + np.uint64(14)
 
@@ -116,59 +110,3 @@ def hash_few(history: History, s: int, hashes: np.ndarray) -> None:
     last = history.hashes[s, LAST8]
     hashes[0] = (last & np.uint64(0xFFFF)) + np.uint64(3 << 24)
     hashes[1] = (last & np.uint64(0xFFFFFFFF)) * _MULTIPLIER + np.uint64(4)
-
-
-@inlined_in_place
-def find_slots(
-    slots: np.ndarray, hashes: np.ndarray, part: int, keys: np.ndarray, found: np.ndarray
-) -> None:
-    """The places of the slots of all contexts, after the bits `part` of this byte (1 before the
-    first), into int64 found. The first loop only fetches memory, so that all of it is on its way
-    while the second one decides."""
-    mask, start = len(slots) // SLOT_BYTES - 1, slots.ctypes.data
-    for i in range(len(hashes)):
-        key = (hashes[i] + np.uint64(part)) * _PART_MULTIPLIER
-        key = (key ^ key >> _U32) * _MULTIPLIER
-        keys[i] = key
-        prefetch(start + (np.int64(key >> _U32) & mask) * SLOT_BYTES)
-    for i in range(len(hashes)):
-        found[i] = _find_slot(slots, mask, keys[i])
-
-
-@inlined_in_place
-def _find_slot(slots: np.ndarray, mask: int, key: np.uint64) -> int:
-    """Three places are tried; if none has the check, the one whose first history has seen least
-    is emptied."""
-    index = np.int64(key >> _U32) & mask
-    check = np.uint8((key >> _U20) & _BYTE)
-    first = index * SLOT_BYTES
-    if slots[first] == check:
-        return first
-    second = (index ^ 1) * SLOT_BYTES
-    if slots[second] == check:
-        return second
-    third = (index ^ 2) * SLOT_BYTES
-    if slots[third] == check:
-        return third
-    chosen = first
-    if slots[second + 1] < slots[chosen + 1]:
-        chosen = second
-    if slots[third + 1] < slots[chosen + 1]:
-        chosen = third
-    slots[chosen] = check
-    for i in range(1, SLOT_BYTES):
-        slots[chosen + i] = 0
-    return chosen
-
-
-@inlined_in_place
-def history_place(step: int, part: int) -> int:
-    """Where in its slot the history of a decision is: step 0 is the flag, 1 to 8 the bits, of which
-    `part` holds those known, after a leading 1."""
-    if step == 0:
-        return FLAG_HISTORY
-    if step == 1 or step == 3 or step == 6:
-        return 1
-    if step == 2 or step == 4 or step == 7:
-        return 2 + (part & 1)
-    return 4 + (part & 3)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.mixing.contexts import SLOT_BYTES
 from llmzip.mixing.history import History, new_history
 from llmzip.mixing.level import (
     FULL,
@@ -17,6 +16,7 @@ from llmzip.mixing.level import (
     initial,
     limit_confidence,
 )
+from llmzip.mixing.slots import new_slots
 from llmzip.mixing.tables import LOGIT_LIMIT, SQUASH
 
 REFINED_KNOTS = 25  # logits at which refined probabilities are kept, 1 nat apart
@@ -31,7 +31,7 @@ _MOST_RING = 1 << 22
 class Learned(NamedTuple):
     """What is learned of all streams together; C contexts, I inputs, K sets of weights."""
 
-    slots: np.ndarray  # uint8 [2^B · 8], see contexts.py
+    slots: np.ndarray  # uint8, see slots.py
     # uint32 [C, 512]: probability (22 bits) of a one after a bit history, observations (10 bits);
     # of the bits, then of the flag
     maps: np.ndarray
@@ -82,7 +82,7 @@ def new_state(
     start = start or initial(level or FULL)
     knots = np.minimum(np.arange(REFINED_KNOTS) * 256, 2 * LOGIT_LIMIT + 1)
     learned = Learned(
-        np.zeros(SLOT_BYTES << sizes.slots, np.uint8),
+        new_slots(sizes.slots),
         start.maps.copy(),
         start.match.copy(),
         start.weights.copy(),

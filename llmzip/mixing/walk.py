@@ -15,11 +15,9 @@ from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.mixing import mixer
 from llmzip.mixing.contexts import (
     CONTEXTS,
-    find_slots,
     hash_bytes,
     hash_few,
     hash_tokens,
-    history_place,
 )
 from llmzip.mixing.distribution import (
     ANSWER_BITS,
@@ -43,6 +41,14 @@ from llmzip.mixing.history import (
     observe,
 )
 from llmzip.mixing.level import SET_STARTS, STEPS, Level
+from llmzip.mixing.slots import (
+    Lookup,
+    find_first,
+    find_next,
+    history_place,
+    learn_byte,
+    new_lookup,
+)
 from llmzip.mixing.state import BY_BYTE, Learned
 from llmzip.mixing.vocabulary import SortedTokens, byte_at, first_from
 
@@ -64,9 +70,7 @@ class Scratch(NamedTuple):
 
     sums: np.ndarray
     most: np.ndarray
-    hashes: np.ndarray
-    keys: np.ndarray
-    found: np.ndarray
+    lookup: Lookup
     inputs: np.ndarray
     chosen: np.ndarray
     logits: np.ndarray
@@ -78,9 +82,7 @@ def new_scratch(ranks: int, level: Level) -> Scratch:
     return Scratch(
         np.zeros((1, blocks + 1), dtype=np.int64),
         np.zeros((1, blocks), dtype=np.int32),
-        np.zeros(level.contexts, dtype=np.uint64),
-        np.zeros(level.contexts, dtype=np.uint64),
-        np.zeros(level.contexts, dtype=np.int64),
+        new_lookup(level.contexts),
         np.zeros(level.inputs, dtype=np.int32),
         np.zeros(len(SET_STARTS), dtype=np.int64),
         np.zeros(level.sets, dtype=np.int32),
@@ -155,7 +157,7 @@ def _code_token(
     # sums of frequencies below low, high
     below, upto = np.int64(0), answers[asked] if answered else sums[len(most)]
     asked += 1
-    best, full = np.int64(-1), len(scratch.hashes) == CONTEXTS
+    best, full = np.int64(-1), len(scratch.lookup.hashes) == CONTEXTS
     while True:
         ends = depth > 0 and tokens.lengths[low] == depth
         inner = low + 1 if ends else low  # the first token that goes on
@@ -167,7 +169,7 @@ def _code_token(
             best, frequency = answers[asked] >> ANSWER_BITS, answers[asked] & _FREQUENCY
             asked += 1
         if mixing and not full:
-            hash_few(history, s, scratch.hashes)
+            hash_few(history, s, scratch.lookup.hashes)
         elif mixing:
             if not answered:
                 if best < inner or best >= high:
@@ -175,17 +177,19 @@ def _code_token(
                 frequency = np.int64(frequencies[best])
             odds = logit(frequency, max(upto - below - frequency, 1))
             sure = min(max((odds + 1024) >> 8, 0), _SURE)
-            hash_bytes(history, s, scratch.hashes)
-            hash_tokens(history, s, low, depth, byte_at(tokens, best, depth), sure, scratch.hashes)
+            hash_bytes(history, s, scratch.lookup.hashes)
+            hash_tokens(
+                history, s, low, depth, byte_at(tokens, best, depth), sure, scratch.lookup.hashes
+            )
         # of the byte: value_low … value_high - 1 are possible; `part` holds its known bits
         value_low, value_high, part = 0, 256, 1
         ended = False
         for step in range(STEPS):
             # the slots of the flag and the first bits are found with whichever comes first
-            first = step == (0 if ends else 1)
-            if mixing and (first or step == 3 or step == 6):
-                known = 0 if first else part
-                find_slots(learned.slots, scratch.hashes, known, scratch.keys, scratch.found)
+            if mixing and step == (0 if ends else 1):
+                find_first(learned.slots, scratch.lookup)
+            elif mixing and (step == 3 or step == 6):
+                find_next(learned.slots, scratch.lookup, step, part)
             if step == 0:
                 if not ends:
                     continue
@@ -226,6 +230,7 @@ def _code_token(
             break
         low, depth = inner, depth + 1
         if mixing:
+            learn_byte(learned.slots, scratch.lookup, value_low)
             observe(history, s, value_low, full)
     if not mixing:
         return low
@@ -266,7 +271,7 @@ def _code_decision(
         by_byte, by_match = last * 257 + bits, BY_BYTE + state * 3 + expected + 1
         mixer.fetch_refined(learned, by_byte)
         model = logit(one, zero)
-        mixer.context_inputs(learned, scratch.found, place, flag << 8, inputs)
+        mixer.context_inputs(learned, scratch.lookup.slots, place, flag << 8, inputs)
         mixer.match_inputs(np.int64(learned.match[state, flag]), expected, inputs)
         mixer.model_input(model, inputs)
         chosen[0] = state
@@ -291,7 +296,7 @@ def _code_decision(
         return bit
     mixer.learn_weights(learned, chosen, final_set, inputs, logits, mixed, bit)
     mixer.learn_refined(learned, by_byte, by_match, mixed, bit)
-    mixer.learn_contexts(learned, scratch.found, place, flag << 8, bit)
+    mixer.learn_contexts(learned, scratch.lookup.slots, place, flag << 8, bit)
     if expected >= 0:
         mixer.learn_match(learned, state, flag, expected == bit)
     return bit
