@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import compiled
+from llmzip.exact.rows import maximum
 from llmzip.exact.tiles import VPMADDWD, interleave, supports, tile
 
 INSTRUCTION = VPMADDWD
@@ -20,7 +21,6 @@ KEY_TYPE = np.int8
 _LANES, _GROUP, _MULTIPLE = VPMADDWD.lanes, VPMADDWD.group, VPMADDWD.multiple
 _MANY = 6  # rows whose sums fit into 16 registers, beside the weights
 _LARGEST = 32767  # of a word
-_SCANNED = 64  # weights of values that are looked through together for larger ones
 
 
 def available() -> bool:
@@ -91,14 +91,20 @@ def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
     rests = np.zeros((rows, dim), dtype=np.int32)
     for r in range(rows):
         source, row = p[r], words[r, skipped : skipped + n]
-        for first in range(0, n, _SCANNED):
-            last, top = min(first + _SCANNED, n), np.int32(0)
-            for j in range(first, last):
-                weight = np.int32(source[j])
-                top = max(top, weight)
-                row[j] = np.int16(min(weight, np.int32(_LARGEST)))
-            if top > _LARGEST:
-                _add_rests(source, first, last, skipped, values, rests[r])
+        if maximum(source) <= _LARGEST:
+            for j in range(n):
+                row[j] = np.int16(np.int32(source[j]))
+            continue
+        for j in range(n):
+            weight = np.int32(source[j])
+            row[j] = np.int16(min(weight, np.int32(_LARGEST)))
+            if weight > _LARGEST:
+                _add_rest(
+                    weight - _LARGEST,
+                    values[(skipped + j) // _GROUP],
+                    (skipped + j) % _GROUP,
+                    rests[r],
+                )
     total = np.empty((rows, dim), dtype=np.int32)
     _cover(words, values.ctypes.data, dim * group, _LANES * group, groups, total)
     for r in range(rows):
@@ -108,16 +114,10 @@ def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _add_rests(
-    p: np.ndarray, first: int, last: int, skipped: int, values: np.ndarray, sums: np.ndarray
-) -> None:
-    """Add to sums int32 [D] what weights from `first` to `last` are above the largest word."""
-    for j in range(first, last):
-        rest = np.int32(p[j]) - np.int32(_LARGEST)
-        if rest > 0:
-            value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
-            for d in range(len(sums)):
-                sums[d] = np.int32(sums[d] + rest * np.int32(value[d, place]))
+def _add_rest(rest: int, value: np.ndarray, place: int, sums: np.ndarray) -> None:
+    """Add to sums int32 [D] what a weight is above the largest word, for a value int8 [D, 2]."""
+    for d in range(len(sums)):
+        sums[d] = np.int32(sums[d] + np.int32(rest) * np.int32(value[d, place]))
 
 
 _one, _two, _three, _four, _first = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
