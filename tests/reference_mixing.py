@@ -6,24 +6,122 @@ bit and probability. With a function `decide` in place of the token it decodes.
 
 from __future__ import annotations
 
+import lzma
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from decimal import Decimal, localcontext
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
-
-from llmzip.mixing.bit_history import COUNTS, NEXT_STATE
-from llmzip.mixing.level import Blank
-from llmzip.mixing.tables import LOG2, SHARES, SQUASH, STRETCH
 
 M64 = (1 << 64) - 1
 BESIDE = 9  # a slot of the table has 8
 M, W, P = 0x9E3779B97F4A7C15, 0x2F0B4C4745D9F3B5, 0xD6E8FEB86659FD93
 
 
+class Start(NamedTuple):
+    """What a frame's mixing begins with; C contexts, I inputs, K sets of weights."""
+
+    maps: np.ndarray  # [C, 512]: probability · 2^10 + observations
+    match: np.ndarray  # [129, 2]
+    weights: np.ndarray  # [sum of sizes of sets, I]
+    final: np.ndarray  # [129 · 9, K]
+
+
+def initial_state(file: bytes) -> Start:
+    """The state in initial.xz or initial-fast.xz: 16-bit numbers, the parts one after the other."""
+    numbers = np.frombuffer(lzma.decompress(file), "<i2").astype(np.int64)
+    contexts, sets, rows = (18, 5, 773) if len(numbers) > 20_000 else (2, 3, 481)
+    sizes = ((contexts, 512), (129, 2), (rows, 2 * contexts + 4), (129 * 9, sets))
+    ends = np.cumsum([a * b for a, b in sizes])
+    assert ends[-1] == len(numbers)
+    parts = [p.reshape(s) for p, s in zip(np.split(numbers, ends[:-1]), sizes, strict=True)]
+    maps, match, weights, final = parts
+    return Start((maps & 0xFFFF) << 16 | 60, (match & 0xFFFF) << 6, weights << 4, final << 4)
+
+
+def _squash_table() -> list[int]:
+    """2^16 / (1 + e^(-x / 256)) at x = -3072 … 3071, within 8 … 2^16 - 8."""
+    with localcontext() as context:
+        context.prec = 40
+        decay, power, upper = (Decimal(-1) / 256).exp(), Decimal(1), []
+        for _ in range(3073):
+            upper.append(int((65536 / (1 + power)).to_integral_value()))
+            power *= decay
+    both = [65536 - value for value in upper[:0:-1]] + upper[:-1]
+    return [max(8, min(65528, value)) for value in both]
+
+
+def _log2_table() -> list[int]:
+    """2^12 · log2(1 + i / 4096), by squaring in 32 bits, rounded down at each step."""
+    table = []
+    for i in range(4096):
+        y, result = (4096 + i) << 19, 0
+        for _ in range(12):
+            y = y * y >> 31
+            bit = y >> 32
+            result, y = result * 2 + bit, y >> bit
+        table.append(result)
+    return table
+
+
+SQUASH, LOG2 = _squash_table(), _log2_table()
+STRETCH = [bisect_left(SQUASH, 16 * p + 8) - 3072 for p in range(4096)]
+SHARES = [655360 // (10 * n + 16) for n in range(1024)]
+
+COUNTED = [*range(13), 14, 16, 18, 20, 24, 28, 32, 40]
+MOST = {0: 40, 1: 30, 2: 14, 3: 10, 4: 7, 5: 6}  # largest count beside the smaller one
+
+
+def _after(state: tuple[int, int, int], bit: int) -> tuple[int, int, int]:
+    """The bit history (zeros, ones, the last two bits) after one bit more."""
+    counts, last = list(state[:2]), (state[2] * 2 + bit) & 3
+    other = counts[1 - bit]
+    if 2 < other < 6:
+        other = (other + 1) >> 1
+    elif 6 <= other < 20:
+        other = max(3, other * 2 // 5 + 1)
+    elif other >= 20:
+        other = 6
+    counts[bit] = COUNTED[min(COUNTED.index(counts[bit]) + 1, len(COUNTED) - 1)]
+    counts[1 - bit] = max(count for count in COUNTED if count <= other)
+    while max(counts) > MOST.get(min(counts), 0):
+        larger = bit if counts[bit] > 5 or counts[bit] >= counts[1 - bit] else 1 - bit
+        counts[larger] = COUNTED[COUNTED.index(counts[larger]) - 1]
+    zeros, ones = counts
+    if not zeros or not ones:
+        last = 3 if ones else 0
+    elif zeros + ones > 14 and max(counts) > 14:
+        last = 3 * (last & 1)
+    return zeros, ones, last
+
+
+def _histories() -> tuple[list[tuple[int, int]], list[int]]:
+    """The next history after a zero and a one, and the smaller count, of each; numbered by the
+    sum of the counts, then by these, then by the last bits."""
+    found, waiting = {(0, 0, 0)}, [(0, 0, 0)]
+    while waiting:
+        state = waiting.pop()
+        for after in (_after(state, 0), _after(state, 1)):
+            if after not in found:
+                found.add(after)
+                waiting.append(after)
+    ordered = sorted(found, key=lambda state: (state[0] + state[1], state))
+    number = {state: i for i, state in enumerate(ordered)}
+    following = [(number[_after(s, 0)], number[_after(s, 1)]) for s in ordered]
+    spare = 256 - len(ordered)
+    return following + [(0, 0)] * spare, [min(s[:2]) for s in ordered] + [0] * spare
+
+
+NEXT_STATE, FEWER = _histories()
+
+
 def log2(value: int) -> int:
     octave = value.bit_length() - 1
     scaled = value >> (octave - 12) if octave >= 12 else value << (12 - octave)
-    return (octave << 12) + int(LOG2[scaled - 4096])
+    return (octave << 12) + LOG2[scaled - 4096]
 
 
 def logit(one: int, zero: int) -> int:
@@ -31,7 +129,7 @@ def logit(one: int, zero: int) -> int:
 
 
 def squash(x: int) -> int:
-    return int(SQUASH[x + 3072])
+    return SQUASH[x + 3072]
 
 
 def agrees(byte: int, step: int, part: int) -> bool:
@@ -46,7 +144,7 @@ def run_slot(byte: int, n: int, step: int) -> list[int]:
         for place, bit in (
             (1, bits >> 2), (2 + (bits >> 2), bits >> 1 & 1), (4 + (bits >> 1), bits & 1)
         ):  # fmt: skip
-            slot[place] = int(NEXT_STATE[slot[place], bit])
+            slot[place] = NEXT_STATE[slot[place]][bit]
     return slot
 
 
@@ -69,22 +167,23 @@ class ReferenceMixer:
         spellings: Sequence[bytes],
         streams: int,
         length: int,
-        start: Blank,
+        start: Start | None,
         prime: int = 0,
     ) -> None:
         """`spellings` in order of ranks; lengths of the frame's content and of its prime. The level
-        is that of `start`."""
-        self.fast = len(start.maps) < 18
+        is that of `start`; with none, there is no mixing."""
+        self.mixes, self.fast = start is not None, start is not None and len(start.maps) < 18
         self.spellings = spellings
         bits = max(length, prime).bit_length()
         self.slot_count = 1 << min(max(bits + 5, 12), 22)
         self.place_count = 1 << min(max(bits + 1, 10), 20)
         self.ring = 1 << min(max(bits + (prime > 0), 7), ((1 << 22) // streams).bit_length() - 1)
         self.slots = [[0] * 8 for _ in range(self.slot_count)]
-        self.maps = [[(v >> 10, v & 1023) for v in row.tolist()] for row in start.maps]
-        self.right = start.match.tolist()
-        self.weights = start.weights.tolist()
-        self.final = start.final.tolist()
+        if start:
+            self.maps = [[(v >> 10, v & 1023) for v in row.tolist()] for row in start.maps]
+            self.right = start.match.tolist()
+            self.weights = start.weights.astype(np.int64)
+            self.final = start.final.astype(np.int64)
         self.refined: dict[tuple[int, int], list[int]] = {}
         self.places: list[dict[int, tuple[int, int]]] = [{}, {}]
         self.streams = [Stream() for _ in range(streams)]
@@ -96,7 +195,8 @@ class ReferenceMixer:
     def code(
         self, s: int, frequencies: np.ndarray, rank: int, decide: Callable[[int], int] | None = None
     ) -> tuple[int, list[tuple[int, int]]]:
-        st, f = self.streams[s], [int(v) for v in frequencies]
+        st, f = self.streams[s], frequencies.tolist()
+        upto = [0, *accumulate(f)]
         low, high, depth, best, made = 0, len(f), 0, -1, []
         while True:
             ends = depth > 0 and len(self.spellings[low]) == depth
@@ -104,12 +204,14 @@ class ReferenceMixer:
             if inner == high:
                 break
             if not inner <= best < high:
-                best = max(range(inner, high), key=lambda i: (f[i], -i))
-            odds = logit(f[best], max(sum(f[low:high]) - f[best], 1))
+                best = inner + f[inner:high].index(max(f[inner:high]))
+            odds = logit(f[best], max(upto[high] - upto[low] - f[best], 1))
             sure = min(max((odds + 1024) >> 8, 0), 11)
             hashes = self.hashes(st, low, depth, self.spellings[best][depth], sure)
             if self.fast:
                 hashes, sure = [hashes[2], hashes[3]], 0
+            elif not self.mixes:
+                hashes = []
             part, ended = 1, False
             for step in range(9):
                 if step == (0 if ends else 1):
@@ -127,7 +229,7 @@ class ReferenceMixer:
                 if step == 0:
                     if not ends:
                         continue
-                    middle, one, zero = inner, f[low], sum(f[inner:high])
+                    middle, one, zero = inner, f[low], upto[high] - upto[inner]
                 else:
                     value = ((part << (9 - step)) + (1 << (8 - step))) & 255
                     middle = inner
@@ -136,11 +238,15 @@ class ReferenceMixer:
                     if middle in (inner, high):
                         part = part * 2 + (middle == inner)
                         continue
-                    one, zero = sum(f[middle:high]), sum(f[inner:middle])
+                    one, zero = upto[high] - upto[middle], upto[middle] - upto[inner]
                 known = int(rank == low) if step == 0 else int(rank >= middle)
-                bit, probability = self.decision(
-                    st, found, step, part, min(depth, 3), sure, logit(one, zero), known, decide
-                )
+                if self.mixes:
+                    bit, probability = self.decision(
+                        st, found, step, part, min(depth, 3), sure, logit(one, zero), known, decide
+                    )
+                else:
+                    probability = min(max((one << 16) // (one + zero), 1), 65535)
+                    bit = decide(probability) if decide else known
                 made.append((bit, probability))
                 if step == 0:
                     ended = bool(bit)
@@ -253,28 +359,24 @@ class ReferenceMixer:
             if history:
                 p = self.maps[i][history + 256 * flag][0] >> 10
                 x[i], x[contexts + i] = (
-                    int(STRETCH[p]),
-                    (p - 2048) >> (2 if COUNTS[history].min() == 0 else 3),
+                    STRETCH[p],
+                    (p - 2048) >> (3 if FEWER[history] else 2),
                 )
         if expected >= 0:
             p, sign = self.right[state][flag] >> 10, 1 if expected else -1
-            x[-4], x[-3] = sign * int(STRETCH[p]), sign * ((p - 2048) >> 2)
+            x[-4], x[-3] = sign * STRETCH[p], sign * ((p - 2048) >> 2)
         x[-2:] = model, 77
         last, bits = st.text[-1] if st.text else 0, 0 if flag else part
         sets = (
             state, 129 + min(abs(model) >> 8, 11) + 12 * flag + 24 * min(sure >> 2, 3),
             225 + bits, 481 + depth * 9 + step, 517 + last,
         )[: 3 if self.fast else 5]  # fmt: skip
-        logits = [
-            max(
-                -3071,
-                min(3071, sum(w * v >> 8 for w, v in zip(self.weights[k], x, strict=True)) >> 8),
-            )
-            for k in sets
-        ]
+        inputs, own = np.array(x), list(sets)
+        logits = (self.weights[own] * inputs >> 8).sum(1) >> 8
+        logits = logits.clip(-3071, 3071)
         final = self.final[state * 9 + step]
-        dot = max(-3071, min(3071, sum(w * v for w, v in zip(final, logits, strict=True)) >> 16))
-        knots = [int(SQUASH[min(256 * i, 6143)]) for i in range(25)]
+        dot = max(-3071, min(3071, int(final @ logits) >> 16))
+        knots = [SQUASH[min(256 * i, 6143)] for i in range(25)]
         rows = [
             self.refined.setdefault((0, last * 257 + bits), knots.copy()),
             self.refined.setdefault((1, state * 3 + expected + 1), knots.copy()),
@@ -284,22 +386,19 @@ class ReferenceMixer:
         probability = min(max((2 * squash(dot) + sum(refined) + 2) >> 2, 1), 65535)
         bit = decide(probability) if decide else bit
         error = (bit << 16) - squash(dot)
-        for k, own, out in zip(range(len(sets)), sets, logits, strict=True):
-            final[k] += (out * error * FINAL_RATE + (1 << 19)) >> 20
-            e = (((bit << 16) - squash(out)) * RATE) >> 4
-            self.weights[own] = [
-                max(-524287, min(524287, w + ((v * e + 32768) >> 16)))
-                for w, v in zip(self.weights[own], x, strict=True)
-            ]
+        final += (logits * error * FINAL_RATE + (1 << 19)) >> 20
+        errors = np.array([((bit << 16) - squash(out)) * RATE >> 4 for out in logits.tolist()])
+        self.weights[own] += (inputs * errors[:, None] + 32768) >> 16
+        self.weights[own] = self.weights[own].clip(-524287, 524287)
         nearer = (dot + 3072 + 128) >> 8
         for row in rows:
             row[nearer] += ((65535 * bit - row[nearer]) * 20) >> 10
         for i, slot in enumerate(found):
             history = slot[place]
             p, seen = self.maps[i][history + 256 * flag]
-            p += ((4194303 * bit - p) * int(SHARES[seen])) >> 16
+            p += ((4194303 * bit - p) * SHARES[seen]) >> 16
             self.maps[i][history + 256 * flag] = p, min(seen + 1, 250)
-            slot[place] = int(NEXT_STATE[history, bit])
+            slot[place] = NEXT_STATE[history][bit]
         if expected >= 0:
             value = self.right[state][flag]
             self.right[state][flag] += ((4194303 if expected == bit else 0) - value) >> 7

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 from golden_cases import CASES, PRIME, archive
-from spec_reader import frames as read_by_the_document
+from reference_decoder import EMBEDDED, Model, decode
 
 import llmzip
 
@@ -32,11 +33,11 @@ def test_every_case_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_a_reader_written_from_the_document_alone_agrees(path: Path) -> None:
+def test_a_decoder_written_from_the_documents_agrees(path: Path) -> None:
     expected = path.with_suffix(".content").read_bytes()
-    offset = 0
-    for kind, length, stored in read_by_the_document(path.read_bytes(), expected):
-        if kind != 2:
-            assert stored == expected[offset : offset + length]
-        offset += length
-    assert offset == len(expected)
+    assert decode(path.read_bytes(), _models(), PRIME) == expected
+
+
+@cache
+def _models() -> list[Model]:
+    return [Model(folder) for folder in (TINY, *EMBEDDED)]
