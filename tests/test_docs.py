@@ -85,3 +85,23 @@ def test_modules_that_readme_lists_exist() -> None:
         for name in re.findall(r"`([a-z_0-9]+)/?`", text):
             path = PACKAGE / package / name
             assert path.is_dir() or path.with_suffix(".py").is_file(), f"{package}: {name}"
+
+
+def test_the_manual_page_names_every_command_and_option() -> None:
+    from llmzip.cli import parser
+
+    page = (PACKAGE.parent / "docs" / "llmzip.1").read_text().replace("\\-", "-")
+    _, commands = parser.build()
+    named = set(re.findall(r"--[a-z-]+|-[a-zA-Z0-9]\b", page))
+    flags = {flag for action in parser._flat()._actions for flag in action.option_strings}
+    assert flags <= named
+    assert set(commands) <= set(re.findall(r"[a-z]+", page))
+
+
+def test_the_version_names_format_and_arithmetic() -> None:
+    from llmzip.archive.header import VERSION
+
+    command = [sys.executable, "-m", "llmzip", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    heading = (PACKAGE.parent / "docs" / "exactness.md").read_text().splitlines()[0]
+    assert f"format {VERSION}, arithmetic {heading.split()[-1]})" in said

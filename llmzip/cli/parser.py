@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llmzip import __version__
+from llmzip.archive.header import VERSION
 from llmzip.cli import corpus, damage, files, inspection, model_store, show, tools, topics
 from llmzip.cli.options import numbers
 from llmzip.cli.usage import UsageError
+from llmzip.exact import ARITHMETIC
 
 _SUMMARY = """\
 llmzip COMMAND [OPTIONS] …
@@ -58,7 +60,8 @@ def build() -> tuple[argparse.ArgumentParser, list[str]]:
         epilog="llmzip COMMAND --help describes a command, llmzip help lists topics. If a file has "
         "the name of a command, write ./NAME.",
     )
-    parser.add_argument("--version", action="version", version=f"llmzip {__version__}")
+    version = f"llmzip {__version__} (format {VERSION}, arithmetic {ARITHMETIC})"
+    parser.add_argument("--version", action="version", version=version)
     # without prog, the usage of each command would begin with all of _SUMMARY
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", title="commands", prog="llmzip"
@@ -274,7 +277,7 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
     preset.add_argument("--fast", "-1", dest="preset", action="store_const", const="fast",
                         help="smaller model, more streams: faster, larger archives")  # fmt: skip
     preset.add_argument("--best", "-9", dest="preset", action="store_const", const="best",
-                        help="larger model, fewer streams: slower, smaller archives")  # fmt: skip
+                        help="the largest embedded model: slower, smaller archives")  # fmt: skip
     parser.add_argument("--wide", action="store_true", help="small frames of many streams, for "
                         "GPUs and many cores: larger archives")  # fmt: skip
     parser.add_argument("--streams", type=int, metavar="N", help="streams of each frame, coded "

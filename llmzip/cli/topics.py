@@ -28,7 +28,7 @@ in Hugging Face format or a hub id, with safetensors and tokenizer.json. An arch
 digest of its model and is decoded with no other. To decompress, name a model that is neither
 embedded nor installed again, or pass --allow-download if the archive names a hub id.
 HF_HUB_OFFLINE=1 forbids network access. llmzip train makes a model of your own kind of text.
---fast chooses a smaller embedded model and more streams, --best a larger model and fewer streams;
+--fast chooses the smallest embedded model, more streams and less mixing, --best the largest model;
 --model and --streams set each.""",
     "exactness": """\
 The compressor and the decompressor must compute the same probabilities, to the last bit. llmzip

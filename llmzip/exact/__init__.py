@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ARITHMETIC = 2  # the version of docs/exactness.md
+
 # Lower bounds of a row's max |x| and of a weight scale. Every product of scales stays a normal
 # float32, so it does not matter whether a processor flushes subnormals to zero.
 ACTIVATION_FLOOR = 2.0**-64
