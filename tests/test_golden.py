@@ -13,6 +13,7 @@ from reference_decoder import EMBEDDED, Model, decode
 import llmzip
 
 GOLDEN = sorted((Path(__file__).parent / "data" / "golden").rglob("*.llmz"))
+LONG = ("awkward", "base", "frames", "restarts")  # for a decoder in plain Python
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -32,7 +33,11 @@ def test_every_case_is_there() -> None:
     assert {path.stem for path in GOLDEN if path.parent.name == "v1"} == set(CASES)
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in GOLDEN],
+    ids=lambda path: path.stem,
+)
 def test_a_decoder_written_from_the_documents_agrees(path: Path) -> None:
     expected = path.with_suffix(".content").read_bytes()
     assert decode(path.read_bytes(), _models(), PRIME) == expected
