@@ -16,6 +16,7 @@ from pathlib import Path
 from measuring import (
     COMMANDS,
     archives,
+    engine,
     exactness,
     mixing,
     prime,
@@ -29,7 +30,7 @@ from llmzip.bench import write_report
 from llmzip.errors import LlmzipError
 
 # they register commands
-MODULES = (archives, exactness, mixing, prime, shrink, speed, tokenizers, training)
+MODULES = (archives, engine, exactness, mixing, prime, shrink, speed, tokenizers, training)
 
 
 def build() -> argparse.ArgumentParser:

@@ -30,8 +30,8 @@ else:
         weighted_sum,
     )
 
-__all__ = ["GROUP", "KEY_TYPE", "LANES", "MULTIPLE", "available", "fits", "multiply", "pack",
-           "put_key", "weighted_sum"]  # fmt: skip
+__all__ = ["GROUP", "INSTRUCTION", "KEY_TYPE", "LANES", "MULTIPLE", "available", "fits",
+           "multiply", "pack", "put_key", "weighted_sum"]  # fmt: skip
 
 LANES = INSTRUCTION.lanes  # outputs, or keys, that are stored side by side,
 GROUP = INSTRUCTION.group  # and inputs, or values
