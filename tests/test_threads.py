@@ -30,11 +30,30 @@ def test_parts_cover_the_streams(streams: int, cores: int, sizes: list[int]) -> 
 
 
 def test_cores_are_divided_among_the_parts() -> None:
-    with StreamThreads(2, 2) as threads:
-        started = [threads.start(torch.get_num_threads) for _ in range(2)]
-        assert [future.result() for future in started] == [1, 1]
-    with StreamThreads(1, 2) as threads:
-        assert threads.start(torch.get_num_threads).result() == 2
+    found: list[int] = []
+    for streams in (2, 1):
+        with StreamThreads(streams, 2) as threads:
+            threads.take_turns(
+                lambda part, given: torch.get_num_threads(), lambda part, cores: found.append(cores)
+            )
+    assert found == [1, 1, 2]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_turns_are_taken_in_order_whoever_is_slow(cores: int) -> None:
+    taken: list[tuple[int, int]] = []
+
+    def compute(part: int, given: int | None) -> int:
+        time.sleep(0.002 * ((part + (given or 0)) % 3))
+        return (given or 0) + 1
+
+    def take(part: int, result: int) -> int | None:
+        taken.append((result, part))
+        return result if result < 5 else None
+
+    with StreamThreads(3, cores) as threads:
+        threads.take_turns(compute, take)
+    assert taken == [(step, part) for step in range(1, 6) for part in range(cores)]
 
 
 def test_together_is_zip_however_slow_the_reader() -> None:
@@ -54,8 +73,11 @@ def test_errors_come_out_and_threads_end() -> None:
 
     with pytest.raises(KeyError, match="a reason"), StreamThreads(2, 2) as threads:
         list(threads.together([range(10_000), fails()]))
-    with pytest.raises(ZeroDivisionError), StreamThreads(2, 2) as threads:
-        threads.start(lambda x: 1 // x, 0).result()
+    for part in (0, 1):  # an error of one part ends the other
+        with pytest.raises(ZeroDivisionError), StreamThreads(2, 2) as threads:
+            threads.take_turns(lambda i, given: 1 // (i - part), lambda i, result: 1)  # noqa: B023
+        with pytest.raises(ZeroDivisionError), StreamThreads(2, 2) as threads:
+            threads.take_turns(lambda i, given: i, lambda i, result: 1 // (i - part))  # noqa: B023
 
 
 def test_whoever_stops_listening_is_not_waited_for() -> None:

@@ -261,28 +261,31 @@ class FrameCodec:
         coder = TokenDecoder(self.vocabulary, state, frame.payload, mixing=self.level is not None)
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
+        left = frame.content_length
         with StreamThreads(frame.streams, self.predictor.cores(frame.streams)) as threads:
             parts = threads.parts
             runs = [self.new_run(part.stop - part.start, steps) for part in parts]
-            coming = [threads.start(self._step, run, None) for run in runs]
-            left, step = frame.content_length, 0
-            while step < steps:
-                for i, part in enumerate(parts):
-                    frequencies = coming[i].result()
-                    n = part.stop - part.start
-                    if step == steps - 1:
-                        n = max(0, min(n, last - part.start))
-                    ranks = coder.code(frequencies[:n], part.start, max(1, n))
-                    table[step, part.start : part.start + n] = ranks
-                    left -= int(lengths[ranks].sum())
-                    if left < 0:
-                        raise CorruptArchive("the tokens spell more than the frame holds")
-                    if step < steps - 1 and left:  # the next step, while other parts are coded
-                        coming[i] = threads.start(self._step, runs[i], ranks)
-                step += 1
+            coded = [0] * len(parts)  # steps
+
+            def take(i: int, frequencies: np.ndarray) -> np.ndarray | None:
+                nonlocal left, steps
+                part, step = parts[i], coded[i]
+                n = part.stop - part.start
+                if step == steps - 1:
+                    n = max(0, min(n, last - part.start))
+                ranks = coder.code(frequencies[:n], part.start, max(1, n))
+                table[step, part.start : part.start + n] = ranks
+                left -= int(lengths[ranks].sum())
+                coded[i] += 1
                 if short and not left:
-                    steps = step
-                report.done(1 - left / frame.content_length)
+                    steps = coded[i]
+                if left < 0 or (not left and coded[i] < steps):
+                    raise CorruptArchive("the tokens spell more than the frame holds")
+                if i == len(parts) - 1:
+                    report.done(1 - left / frame.content_length)
+                return ranks if coded[i] < steps else None
+
+            threads.take_turns(lambda i, ranks: self._step(runs[i], ranks), take)
         return self.text(gather(table[:steps], last))
 
     def new_run(self, streams: int, steps: int) -> Run:

@@ -13,11 +13,12 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _AHEAD = 32  # results that a thread computes before they are asked for
 _PATIENCE = 0.1  # seconds between looks at whether anyone still wants them
@@ -65,14 +66,49 @@ class StreamThreads:
         if self._torch is not None:
             self._torch.set_num_threads(self._before)
 
-    def start(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Begin a part's work. With one part it is done at once: handing it over would take
-        longer."""
-        if len(self.parts) > 1:
-            return self._pool.submit(work, *arguments)
-        done: Future[T] = Future()
-        done.set_result(work(*arguments))
-        return done
+    def take_turns(
+        self, compute: Callable[[int, T | None], R], take: Callable[[int, R], T | None]
+    ) -> None:
+        """In rounds, for each part: `compute(part, what take gave)` in a thread of its own, then
+        `take(part, result)` in the order of rounds and parts, one at a time, until it gives None.
+
+        The thread of a part does both, so that nothing is handed over: while one part is taken, the
+        others compute. All parts must have the same number of rounds. Raises what either raises.
+        """
+        if len(self.parts) == 1:
+            given: T | None = None
+            while (given := take(0, compute(0, given))) is not None:
+                pass
+            return
+        turn, taken = threading.Condition(), 0
+
+        def work(part: int) -> None:
+            nonlocal taken
+            given, number = None, part
+            while not self._stop.is_set():
+                result = compute(part, given)
+                with turn:
+                    while taken != number:
+                        if self._stop.is_set():
+                            return
+                        turn.wait(_PATIENCE)
+                    given = take(part, result)
+                    taken += 1
+                    turn.notify_all()
+                number += len(self.parts)
+                if given is None:
+                    return
+
+        def work_or_stop(part: int) -> None:
+            try:
+                work(part)
+            except BaseException:
+                self._stop.set()
+                raise
+
+        futures = [self._pool.submit(work_or_stop, part) for part in range(len(self.parts))]
+        for future in futures:
+            future.result()
 
     def together(self, iterables: Iterable[Iterable[T]]) -> Iterator[tuple[T, ...]]:
         """zip(*iterables), each of them computed ahead in a thread of its own."""
