@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from llmzip.errors import CorruptArchive, UnsupportedModel
+from llmzip.mixing.vocabulary import Vocabulary
 from llmzip.tokenizer import Tokens
 
 
@@ -109,3 +110,20 @@ def test_the_table_does_not_depend_on_the_layout_of_the_file() -> None:
     spaced = json.dumps(json.loads(content), indent=4)
     one, other = Tokens(content, 400), Tokens(spaced, 400)
     assert one.encode(PROSE.encode()).tolist() == other.encode(PROSE.encode()).tolist()
+
+
+def test_byte_fallbacks_spell_only_what_has_no_token() -> None:
+    """A model never sees the fallback of a letter that has a token, so it is no use to code by."""
+    settings = json.loads(TOKENIZERS["sentencepiece"]())
+    settings["added_tokens"] = [t for t in settings["added_tokens"] if "0x" not in t["content"]]
+    tokens = Tokens(json.dumps(settings), 400)
+    ids = settings["model"]["vocab"]
+    assert tokens.spellings[ids["e"]] == b"e"
+    assert tokens.spellings[ids["<0x65>"]] is None
+    assert tokens.spellings[ids["<0x20>"]] is None  # U+2581 spells it
+    assert tokens.spellings[ids["<0xFF>"]] == b"\xff"
+    vocabulary = Vocabulary(tokens.spellings)
+    data = "the été: \x00".encode() + bytes(range(256))
+    found = tokens.encode(data)
+    assert tokens.decode(vocabulary.ids[vocabulary.ranks[found]]) == data
+    assert (vocabulary.ids[vocabulary.ranks[found]] == found).all()

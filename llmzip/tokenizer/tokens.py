@@ -49,9 +49,9 @@ class Tokens:
         self.vocabulary = vocabulary
         self._bytes: list[bytes | None] = [None] * vocabulary
         self._ids: dict[bytes, int] = {}
-        # of several ids with the same bytes, prefer ordinary tokens to byte fallbacks
-        for id, spelling, _ in sorted(spellings, key=lambda s: (s[2], s[0])):
-            if id < vocabulary and spelling:
+        # models have never seen the byte fallbacks of characters that have tokens of their own
+        for id, spelling, fallback in sorted(spellings, key=lambda s: (s[2], s[0])):
+            if id < vocabulary and spelling and not (fallback and spelling in self._ids):
                 self._bytes[id] = spelling
                 self._ids.setdefault(spelling, id)
         if any(bytes([value]) not in self._ids for value in range(256)):
