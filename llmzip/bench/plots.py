@@ -27,11 +27,7 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
     The format is that of the file's extension, PNG if there is none. Raises OSError, and
     ImportError without matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False)
     for ax, (title, series) in zip(axes[0], panels, strict=True):
         for i, (name, (x, y, style)) in enumerate(series.items()):
@@ -42,10 +38,7 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
             ax.set_xscale("log")
         if any(series):  # names other than ""
             ax.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    with writing(path, overwrite=True) as sink:
-        figure.savefig(sink, dpi=110, format=path.suffix.lstrip(".") or "png")
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -54,11 +47,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     Raises OSError, and ImportError without matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     rows = summary(report)
     rows = [row for row in rows if row["category"] == rows[-1]["category"]]
     places: dict[tuple[float, float], list[str]] = {}
@@ -72,11 +61,25 @@ def plot(report: dict[str, Any], path: Path) -> None:
         ax.plot(x, y, "o", color="tab:red" if own else "tab:gray")
         ax.annotate(", ".join(sorted(names)), (x, y), (6, 5), textcoords="offset points",
                     fontsize=9, color="tab:red" if own else "black")  # fmt: skip
-    size = sum(row["bytes"] for row in rows[:1]) / 1e6
+    size = rows[0]["bytes"] / 1e6
     ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {size:,.1f} MB")
     ax.margins(x=0.25, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    """Without a screen. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     with writing(path, overwrite=True) as sink:
         figure.savefig(sink, dpi=110, format=path.suffix.lstrip(".") or "png")
-    pyplot.close(figure)
+    _pyplot().close(figure)
