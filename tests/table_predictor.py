@@ -22,6 +22,7 @@ class TablePredictor:
     fingerprint = b""
     context = Context(64, 32)
     on_gpu, kernels = False, None
+    uses_torch = True
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:
         """`logits` float32 [V, V], row i after token i; `first` [V]."""

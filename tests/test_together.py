@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from test_mixing import VOCABULARY
 
 import llmzip
 from llmzip.archive import options, reader, writer
-from llmzip.coding.frame_codec import FrameCodec, silent
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.progress import silent
 from llmzip.coding.token_coder import TokenEncoder
 from llmzip.errors import CorruptArchive
 from llmzip.mixing.distribution import of_answers
@@ -21,6 +23,20 @@ from llmzip.mixing.questions import answers_of, questions_of
 from llmzip.mixing.state import new_state
 
 CONTENTS = [PROSE.encode(), PROSE[300:500].encode(), b"a", PROSE[100:].encode()]
+
+
+WAYS = {"batches": ("on_gpu", True), "threads": ("uses_torch", False), "in turn": ("on_gpu", False)}
+
+
+@pytest.fixture(params=WAYS)
+def together(
+    request: pytest.FixtureRequest, table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch
+) -> FrameCodec:
+    """A copy of the codec that codes several frames in one of the ways."""
+    codec = copy(table_codec)
+    codec.predictor = copy(table_codec.predictor)
+    monkeypatch.setattr(codec.predictor, *WAYS[request.param])
+    return codec
 
 
 @pytest.mark.parametrize("level", ["full", "fast", "none"])
@@ -42,41 +58,41 @@ def test_answers_take_the_place_of_rows(level: str) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 5, None])
-def test_frames(table_codec: FrameCodec, streams: int | None) -> None:
+def test_frames(table_codec: FrameCodec, together: FrameCodec, streams: int | None) -> None:
     alone = [table_codec.encode(content, streams, silent, 40) for content in CONTENTS]
-    assert table_codec.encode_together(CONTENTS, streams, silent, 40) == alone
-    assert table_codec.decode_together(alone, silent) == CONTENTS
+    assert together.encode_together(CONTENTS, streams, silent, 40) == alone
+    assert together.decode_together(alone, silent) == CONTENTS
 
 
 def test_batches_that_fit_into_memory(
-    table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch
+    table_codec: FrameCodec, together: FrameCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_codec.predictor, "most_streams", lambda steps: 2)
+    monkeypatch.setattr(together.predictor, "most_streams", lambda steps: 2)
     alone = [table_codec.encode(content, 2, silent) for content in CONTENTS]
-    assert table_codec.encode_together(CONTENTS, 2, silent) == alone
-    assert table_codec.decode_together(alone, silent) == CONTENTS
+    assert together.encode_together(CONTENTS, 2, silent) == alone
+    assert together.decode_together(alone, silent) == CONTENTS
 
 
-def test_progress_is_told_in_full(table_codec: FrameCodec) -> None:
+def test_progress_is_told_in_full(together: FrameCodec) -> None:
     told: list[tuple[int, int]] = []
-    frames = table_codec.encode_together(CONTENTS, 3, lambda *done: told.append(done))
+    frames = together.encode_together(CONTENTS, 3, lambda *done: told.append(done))
     size, coded = sum(map(len, CONTENTS)), sum(len(frame.payload) for frame in frames)
     assert tuple(map(sum, zip(*told, strict=True))) == (size, coded)
     told.clear()
-    table_codec.decode_together(frames, lambda *done: told.append(done))
+    together.decode_together(frames, lambda *done: told.append(done))
     assert tuple(map(sum, zip(*told, strict=True))) == (size, coded)
 
 
-def test_a_damaged_frame_is_noticed(table_codec: FrameCodec) -> None:
+def test_a_damaged_frame_is_noticed(table_codec: FrameCodec, together: FrameCodec) -> None:
     frames = [table_codec.encode(content, 2, silent) for content in CONTENTS[:2]]
     frames[1] = replace(frames[1], payload=frames[1].payload[:8])
     with pytest.raises(CorruptArchive):
-        table_codec.decode_together(frames, silent)
+        together.decode_together(frames, silent)
 
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Archives are read and written three frames at a time, as on a GPU."""
+    """Archives are read and written three frames at a time."""
     for module in (reader, writer):
         monkeypatch.setattr(module, "frames_together", lambda device: 3)
 

@@ -15,7 +15,8 @@ from llmzip.archive.codecs import codec_for_reading, codec_for_writing
 from llmzip.archive.header import Header, ModelHeader, write_header
 from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL, SMALL, Frame
-from llmzip.coding.frame_codec import FrameCodec, Progress, silent
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.progress import Progress, silent
 from llmzip.coding.stored import restore, store, stored_costs
 from llmzip.errors import CorruptArchive, LlmzipError, TooLong
 

@@ -15,6 +15,7 @@ _SHORTEST_WINDOW = 16  # tokens
 _ACTIVATIONS = ("a8", "a16")
 MIXINGS = ("none", "full", "fast")  # by the number in headers
 PRIME_LIMIT = 1 << 20  # bytes
+_MOST_FRAMES = 16  # at a time: each needs some 50 MB and its share of a KV cache
 
 _NONE = type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -100,9 +101,13 @@ class Options:
 
 
 def frames_together(device: str) -> int:
-    """How many frames are coded at a time: on a GPU, twice as many as threads can mix, so that
-    there is always a half that waits for them."""
-    return 2 * (os.cpu_count() or 1) if device.startswith("cuda") else 1
+    """How many frames are coded at a time: one for each core, up to a limit; on a GPU, twice as
+    many as threads can mix, so that there is always a half that waits for them."""
+    from llmzip.inference.base import cores
+
+    if device.startswith("cuda"):
+        return 2 * (os.cpu_count() or 1)
+    return min(cores(), _MOST_FRAMES)
 
 
 def bytes_like(data: Any, function: str) -> memoryview:

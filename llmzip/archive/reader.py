@@ -11,7 +11,7 @@ from llmzip.archive import container
 from llmzip.archive.frames import FrameReader
 from llmzip.archive.header import ModelHeader
 from llmzip.archive.options import Options, frames_together
-from llmzip.coding.frame_codec import Progress, silent
+from llmzip.coding.progress import Progress, silent
 
 
 class ArchiveReader:

@@ -19,7 +19,7 @@ from llmzip.archive.frame_search import TOO_EARLY, FrameLocation, FrameSearch
 from llmzip.archive.frames import FrameReader
 from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL
-from llmzip.coding.frame_codec import Progress
+from llmzip.coding.progress import Progress
 from llmzip.errors import CorruptArchive, UnsupportedArchive
 
 _MULTIPLES = 16  # of the usual frame length that are tried as an offset after lost frames

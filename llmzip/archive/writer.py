@@ -9,7 +9,7 @@ from llmzip.archive import container
 from llmzip.archive.frames import FrameWriter
 from llmzip.archive.options import Options, bytes_like, frames_together
 from llmzip.coding.frame import Frame
-from llmzip.coding.frame_codec import Progress
+from llmzip.coding.progress import Progress
 
 
 class ArchiveWriter:

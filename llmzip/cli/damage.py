@@ -17,7 +17,7 @@ from llmzip.errors import CorruptArchive, LlmzipError
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
     from llmzip.archive.recovery import Damage
-    from llmzip.coding.frame_codec import Progress
+    from llmzip.coding.progress import Progress
 
 
 def salvage(source: BinaryIO, sink: BinaryIO, options: Options, progress: Progress) -> bool:

@@ -27,7 +27,7 @@ from llmzip.cli.usage import UsageError
 from llmzip.output import is_special, writing
 
 if TYPE_CHECKING:
-    from llmzip.coding.frame_codec import Progress
+    from llmzip.coding.progress import Progress
 
 _READ_SIZE = 1 << 20
 

@@ -19,7 +19,7 @@ from llmzip.errors import LlmzipError
 from llmzip.output import is_descriptor, is_special
 
 if TYPE_CHECKING:
-    from llmzip.coding.frame_codec import Progress
+    from llmzip.coding.progress import Progress
 
 _SPOOL_SIZE = 64 << 20  # bytes of a pipe that are kept in memory
 

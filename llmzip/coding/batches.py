@@ -13,7 +13,7 @@ import numpy as np
 
 from llmzip.coding import together
 from llmzip.coding.frame import MODEL, Frame
-from llmzip.coding.frame_codec import Progress, Share
+from llmzip.coding.progress import Progress, Share
 from llmzip.inference.base import cores
 
 if TYPE_CHECKING:

@@ -6,39 +6,36 @@ nothing of archives. Torch is loaded when it is needed, not before.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from llmzip.coding.frame import MODEL, Frame
+from llmzip.coding.progress import Progress, Share
+from llmzip.coding.scoring import Chunk, scored
 from llmzip.coding.streams import deal, gather
-from llmzip.coding.threads import StreamThreads
+from llmzip.coding.threads import StreamThreads, in_threads
 from llmzip.errors import CorruptArchive, UnsupportedArchive
 
 if TYPE_CHECKING:
     from llmzip.coding.lookups import Lookups
     from llmzip.coding.prime import Prime
-    from llmzip.coding.token_coder import TokenEncoder
     from llmzip.inference import Predictor, Run
     from llmzip.inference.base import Logits
     from llmzip.mixing.level import Blank
     from llmzip.mixing.state import State
     from llmzip.tokenizer import Tokens
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 STREAM_TOKENS = 8192  # by default no stream is shorter, unless it is the only one,
 MOST_STREAMS = 256  # and there are no more than these: KV caches are large
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
-
-# told since last told: how many bytes of content are done, and how many of the archive
-Progress = Callable[[int, int], None]
-# bits uint8 and probabilities uint16 of the decisions of one token of each stream
-_Coded = tuple[np.ndarray, np.ndarray]
-
-
-def silent(content: int, coded: int) -> None:
-    """No progress report."""
 
 
 class FrameCodec:
@@ -57,6 +54,7 @@ class FrameCodec:
         self._prefix = np.zeros(0, dtype=np.int32)  # ranks that the model sees before a stream
         self._last_primed: FrameCodec | None = None
         self._lookups: Lookups | None = None
+        self._most_cores = sys.maxsize
 
     def primed(self, prime: bytes) -> FrameCodec:
         """The same codec, but that every frame begins as if `prime` came before it, unless it is
@@ -106,9 +104,9 @@ class FrameCodec:
         state = self.new_state(streams, len(content))
         coder = TokenEncoder(self.vocabulary, state, mixing=self.level is not None)
         report = Share(progress, len(content), encoder.size)
-        for share, bits, probabilities in self._decide(ranks, streams, coder):
-            encoder.put_bits(bits, probabilities)
-            report.done(share)
+        for chunk in self._known(ranks, streams):
+            encoder.put_bits(*coder.code(chunk.given, 0, streams, chunk.ranks))
+            report.done(chunk.share)
         payload = encoder.payload()
         progress(0, max(0, len(payload) - encoder.size()))
         tokens = 0 if short else len(ranks)
@@ -121,17 +119,59 @@ class FrameCodec:
         progress: Progress,
         stream_tokens: int = STREAM_TOKENS,
     ) -> list[Frame]:
-        """`encode` of several contents, none empty, as batches of the model: the same frames."""
+        """`encode` of several contents, none empty, in threads or as batches of the model: the same
+        frames."""
+        if not self.predictor.on_gpu:
+            return self._in_threads(
+                lambda codec, content, told: codec.encode(content, streams, told, stream_tokens),
+                contents,
+                progress,
+            )
         from llmzip.coding import batches
 
         parts = batches.tokenised(self, contents, streams, stream_tokens)
         return batches.encode(self, parts, progress)
 
     def decode_together(self, frames: Sequence[Frame], progress: Progress) -> list[bytes]:
-        """`decode` of several MODEL frames with a number of tokens, as batches of the model."""
+        """`decode` of several MODEL frames with a number of tokens, in threads or as batches of the
+        model."""
+        if not self.predictor.on_gpu:
+            return self._in_threads(
+                lambda codec, frame, told: codec.decode(frame, told), frames, progress
+            )
         from llmzip.coding import batches
 
         return batches.decode(self, frames, progress)
+
+    def _in_threads(
+        self,
+        work: Callable[[FrameCodec, T, Progress], R],
+        items: Sequence[T],
+        progress: Progress,
+    ) -> list[R]:
+        """work(codec, item, progress) for each item: as many at a time as there are cores, which
+        they share; one by one, if the model needs torch, whose threads are a setting of all."""
+        from llmzip.inference.base import cores
+
+        if self.predictor.uses_torch:
+            return [work(self, item, progress) for item in items]
+        sharing, lock = copy(self), threading.Lock()
+        sharing._most_cores = max(1, cores() // len(items))
+
+        def of(item: T, check: Callable[[], None]) -> R:
+            def told(content: int, coded: int) -> None:
+                check()
+                with lock:
+                    progress(content, coded)
+
+            return work(sharing, item, told)
+
+        return in_threads(of, items, min(cores(), len(items)))
+
+    def threads(self, streams: int, rows: int) -> StreamThreads:
+        """Threads for streams that give the model so many rows at a time."""
+        cores = min(self.predictor.cores(rows), self._most_cores)
+        return StreamThreads(streams, cores, torch=self.predictor.uses_torch)
 
     def shape(self, frame: Frame) -> tuple[int, int]:
         """Streams and steps of a frame. Raises UnsupportedArchive if they need too much memory."""
@@ -177,11 +217,13 @@ class FrameCodec:
         table, last = deal(ranks, streams)
         costs = np.zeros(table.shape)
         place = 0
-        for share, bits, probabilities in self._decide(ranks, streams, coder, tokenwise=True):
-            own = np.where(bits > 0, probabilities, 65536.0 - probabilities)
-            costs.flat[place] = cost = float((16 - np.log2(own)).sum())
-            place, spent = place + 1, spent + cost
-            report.done(share)
+        for chunk in self._known(ranks, streams):
+            for rank, given in zip(chunk.ranks, chunk.tokens(), strict=True):
+                bits, probabilities = coder.code(given, place % streams, 1, rank[None])
+                own = np.where(bits > 0, probabilities, 65536.0 - probabilities)
+                costs.flat[place] = cost = float((16 - np.log2(own)).sum())
+                place, spent = place + 1, spent + cost
+            report.done(chunk.share)
         ids = self.vocabulary.ids[ranks]
         pieces = [self.tokens.decode(ids[i : i + 1]) for i in range(len(ids))]
         return pieces, gather(costs, last)
@@ -200,8 +242,9 @@ class FrameCodec:
         """Code tokens for nothing but what `state` learns."""
         from llmzip.coding.token_coder import TokenEncoder
 
-        for _ in self._decide(ranks, streams, TokenEncoder(self.vocabulary, state)):
-            pass
+        coder = TokenEncoder(self.vocabulary, state)
+        for chunk in self._known(ranks, streams):
+            coder.code(chunk.given, 0, streams, chunk.ranks)
 
     def new_state(self, streams: int, length: int) -> State:
         """What the mixing of a frame of `length` bytes begins with."""
@@ -211,38 +254,12 @@ class FrameCodec:
             return self._prime.state(streams, length)
         return new_state(streams, length, level=self.level)
 
-    def _decide(
-        self, ranks: np.ndarray, streams: int, coder: TokenEncoder, *, tokenwise: bool = False
-    ) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
-        """Share of the work done, bits and probabilities of the decisions of some tokens in the
-        order of coding; of one token at a time if `tokenwise`."""
+    def _known(self, ranks: np.ndarray, streams: int) -> Iterator[Chunk]:
+        """What the model answers to the walks to all tokens, in the order of coding."""
         if not len(ranks):
             return
-        table, last = deal(ranks, streams)
-        with StreamThreads(streams, self.predictor.cores(len(ranks))) as threads:
-            parts = threads.parts
-            # one part can be coded many steps at a time; several take turns in each step
-            scored = threads.together(
-                self._score(table[:, part], stepwise=len(parts) > 1) for part in parts
-            )
-            step = 0
-            for chunks in scored:
-                end = step + len(chunks[0])
-                for part, chunk in zip(parts, chunks, strict=True):
-                    n = part.stop - part.start
-                    rows = chunk.reshape(len(chunk) * n, -1)
-                    known = table[step:end, part].reshape(-1)
-                    if end == len(table):  # the last step has fewer streams
-                        known = known[: len(known) - n + max(0, min(n, last - part.start))]
-                    pieces = len(known) if tokenwise else 1
-                    for i in range(pieces):
-                        some = slice(i, i + 1) if tokenwise else slice(0, len(known))
-                        first = part.start + (i % n if tokenwise else 0)
-                        bits, probabilities = coder.code(
-                            rows[some], first, 1 if tokenwise else n, known[some]
-                        )
-                        yield end / len(table), bits, probabilities
-                step = end
+        with self.threads(streams, len(ranks)) as threads:
+            yield from scored(self, *deal(ranks, streams), threads)
 
     def decode(self, frame: Frame, progress: Progress) -> bytes:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
@@ -262,7 +279,7 @@ class FrameCodec:
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
         left = frame.content_length
-        with StreamThreads(frame.streams, self.predictor.cores(frame.streams)) as threads:
+        with self.threads(frame.streams, frame.streams) as threads:
             parts = threads.parts
             runs = [self.new_run(part.stop - part.start, steps) for part in parts]
             coded = [0] * len(parts)  # steps
@@ -342,40 +359,15 @@ class FrameCodec:
         table = np.stack([ranks[:length] for ranks in coded], axis=1)
         size = int(self.vocabulary.tokens.lengths[table].sum())
         bits, step = 0.0, 0
-        with StreamThreads(1, 1):  # a short job: not worth threads that wait for each other
-            for chunk in self._score(table):
-                known = table[step : step + len(chunk)].reshape(-1)
-                bits += frequencies.bits(chunk.reshape(len(known), -1), known)
-                step += len(chunk)
+        with self.threads(1, 1):  # a short job: not worth threads that wait for each other
+            for logits in self.scores(table):
+                known = table[step : step + len(logits)].reshape(-1)
+                rows = self._frequencies.of(logits.reshape(len(known), -1))
+                bits += frequencies.bits(rows, known)
+                step += len(logits)
         return bits / max(1, size)
 
     def scores(self, table: np.ndarray) -> Iterator[Logits]:
         """Ranks int32 [steps, S] → logits of all of them, [some steps, S, V]."""
         if len(table):
             yield from self.new_run(table.shape[1], len(table)).score(self._ids(table.T))
-
-    def _score(self, table: np.ndarray, *, stepwise: bool = False) -> Iterator[np.ndarray]:
-        """Ranks int32 [steps, S] → frequencies of all of them, int32 [some steps, S, n]; how many
-        steps depends on S, unless each comes by itself."""
-        for logits in self.scores(table):
-            count, streams = logits.shape[:2]
-            rows = self._frequencies.of(logits.reshape(count * streams, -1))
-            chunk = rows.reshape(count, streams, -1)
-            yield from np.split(chunk, count) if stepwise else [chunk]
-
-
-class Share:
-    """Tells a progress callback of a frame in proportion to the work done."""
-
-    def __init__(
-        self, progress: Progress, length: int, coded: Callable[[], int] | None, payload: int = 0
-    ) -> None:
-        """`coded` tells the bytes of payload so far; without it they are in proportion too."""
-        self._progress, self._length, self._coded, self._payload = progress, length, coded, payload
-        self._told = self._told_coded = 0
-
-    def done(self, share: float) -> None:
-        reached = int(self._length * share)
-        coded = self._coded() if self._coded else int(self._payload * share)
-        self._progress(reached - self._told, coded - self._told_coded)
-        self._told, self._told_coded = reached, coded

@@ -12,8 +12,8 @@ import itertools
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,26 +25,54 @@ _PATIENCE = 0.1  # seconds between looks at whether anyone still wants them
 _END = object()
 
 
+class _Stopped(Exception):
+    """In a thread whose result nobody wants any more."""
+
+
+def in_threads(
+    work: Callable[[T, Callable[[], None]], R], items: Sequence[T], threads: int
+) -> list[R]:
+    """Results of work(item, check) for each item, at most `threads` at a time. Work has to call
+    `check` now and then: once anything was raised, here or by any work, it ends it. Raises that."""
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        futures = [pool.submit(work, item, check) for item in items]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [f for f in futures if f.done() and f.exception()]
+            return [future.result() for future in failed or futures]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
 class StreamThreads:
     """Threads for `parts` parts of the streams; a context manager.
 
-    Within, each thread's share of the cores is what torch was allowed, if it is loaded, divided
-    among them.
+    Within, each thread's share of the cores is what torch was allowed, if it is loaded and used,
+    divided among them.
     """
 
-    def __init__(self, streams: int, cores: int) -> None:
-        """`cores` as `inference.base` counts them; there are never more parts than streams."""
+    def __init__(self, streams: int, cores: int, *, torch: bool = True) -> None:
+        """`cores` as `inference.base` counts them; there are never more parts than streams. Without
+        `torch`, nothing is set that other threads share."""
         count = max(1, min(cores, streams))
         bounds = [streams * i // count for i in range(count + 1)]
         self.parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        self._cores = max(1, cores // count)
+        self._cores, self._uses_torch = max(1, cores // count), torch
         self._stop = threading.Event()
 
     def __enter__(self) -> StreamThreads:
         # torch, if the model needs it: what it may use is a setting of each thread
         torch: Any = sys.modules.get("torch")
         # another thread may be importing it
-        self._torch: Any = torch if hasattr(torch, "get_num_threads") else None
+        loaded = self._uses_torch and hasattr(torch, "get_num_threads")
+        self._torch: Any = torch if loaded else None
         if self._torch is None:
             self._pool = ThreadPoolExecutor(len(self.parts))
             return self
@@ -110,11 +138,8 @@ class StreamThreads:
         for future in futures:
             future.result()
 
-    def together(self, iterables: Iterable[Iterable[T]]) -> Iterator[tuple[T, ...]]:
-        """zip(*iterables), each of them computed ahead in a thread of its own."""
-        return zip(*[self._ahead(iterable) for iterable in iterables], strict=True)
-
-    def _ahead(self, iterable: Iterable[T]) -> Iterator[T]:
+    def ahead(self, lists: Iterable[list[T]]) -> Iterator[T]:
+        """The elements of lists, one after the other, which are made ahead in a thread."""
         results: queue.Queue[Any] = queue.Queue(_AHEAD)
 
         def put(result: Any) -> None:
@@ -125,7 +150,7 @@ class StreamThreads:
 
         def compute() -> None:
             try:
-                for result in iterable:
+                for result in lists:
                     put(result)
                     if self._stop.is_set():
                         return
@@ -134,8 +159,11 @@ class StreamThreads:
             else:
                 put(_END)
 
+        def wait_for() -> Iterator[T]:
+            while (result := results.get()) is not _END:
+                if isinstance(result, BaseException):
+                    raise result
+                yield from result
+
         self._pool.submit(compute)
-        while (result := results.get()) is not _END:
-            if isinstance(result, BaseException):
-                raise result
-            yield result
+        return wait_for()

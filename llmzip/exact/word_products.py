@@ -57,9 +57,6 @@ def _cover(words: np.ndarray, w: int, step: int, size: int, groups: int, total: 
         at = w + (n // _LANES) * size
         x, y = words.ctypes.data, total.ctypes.data + 4 * n
         left = rows
-        if left >= _MANY:  # only the first rows wait for the weights
-            _first(x, stride, at, step, size, groups, start, y, pitch)
-            x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
         while left >= _MANY:
             _many(x, stride, at, step, size, groups, start, y, pitch)
             x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
@@ -120,5 +117,6 @@ def _add_rest(rest: int, value: np.ndarray, place: int, sums: np.ndarray) -> Non
         sums[d] = np.int32(sums[d] + np.int32(rest) * np.int32(value[d, place]))
 
 
-_one, _two, _three, _four, _first = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
-_many = tile(VPMADDWD, _MANY)
+# The next weights are fetched by every tile, not only by the first of a pair of blocks, which alone
+# waits for them: the same loop without it takes 1.3 to 1.5 times as long, for 16 rows and more.
+_one, _two, _three, _four, _many = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))

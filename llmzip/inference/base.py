@@ -26,7 +26,7 @@ Ids: TypeAlias = Union[np.ndarray, "Tensor"]  # int64
 Logits: TypeAlias = Union[np.ndarray, "Tensor"]  # float32
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
-LOGIT_ROWS = 128  # tokens whose logits are held at a time
+LOGIT_ROWS = 64
 PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
 MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
@@ -66,7 +66,8 @@ class Predictor(Protocol):
     vocabulary: int  # V
     context: Context
     fingerprint: bytes  # of the code of a converted model (`exact.convert.verify`); else empty
-    on_gpu: bool  # then frames are coded together, if there are several
+    on_gpu: bool  # then frames are coded together, as batches, if there are several
+    uses_torch: bool  # whose threads are a setting of the process
     kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
 
     def run(self, streams: int, steps: int, prefix: Ids | None = None) -> Run:

@@ -27,7 +27,7 @@ class CompiledPredictor:
     """A compiled model with a context window that restarts, for any number of streams."""
 
     fingerprint = b""
-    on_gpu = False
+    on_gpu = uses_torch = False
     kernels: torch.device | None = None
 
     def __init__(self, model: CompiledLlama, bos: int, context: Context) -> None:

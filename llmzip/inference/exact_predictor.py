@@ -43,6 +43,8 @@ ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops
 class ExactPredictor:
     """An exact model with a context window that restarts, for any number of streams."""
 
+    uses_torch = True
+
     def __init__(
         self,
         model: ExactLlama | FusedLlama | GpuLlama | ExactTransformer,

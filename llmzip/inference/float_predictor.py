@@ -61,6 +61,7 @@ class FloatPredictor:
 
     fingerprint = b""
     on_gpu = False  # streams stay apart, as their number is part of the shapes
+    uses_torch = True
     kernels: torch.device | None = None
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:

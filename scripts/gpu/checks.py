@@ -166,7 +166,7 @@ class Check:
         self._compare([] if self._small else ["llama", "gpt2", "qwen2"], 3_000, clock, entry)
 
     def _compare(self, names: list[str], size: int, clock: Clock, entry: dict[str, Any]) -> None:
-        from llmzip.coding.frame_codec import silent
+        from llmzip.coding.progress import silent
 
         size = 40 if self._small else size
         for name in names:
@@ -198,7 +198,7 @@ class Check:
                 entry[name]["ended_by_cap"] = True
 
     def _speed_of(self, name: str, clock: Clock, entry: dict[str, Any]) -> None:
-        from llmzip.coding.frame_codec import silent
+        from llmzip.coding.progress import silent
 
         codec = self.codec(name, self.device)
         frame = 30 if self._small else FRAME
