@@ -22,6 +22,7 @@ from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.streams import Cut
 from llmzip.tokenizer import Tokens
 
 DATA = Path(__file__).parent / "data"
@@ -180,7 +181,7 @@ _KERNELS = (
 def compile_mixing() -> None:
     """Code a text by a model that needs nothing compiled."""
     codec = table_frames()
-    frame = codec.encode(PROSE.encode(), None, lambda content, coded: None)
+    frame = codec.encode(PROSE.encode(), Cut(), lambda content, coded: None)
     assert codec.decode(frame, lambda content, coded: None) == PROSE.encode()
 
 

@@ -23,7 +23,7 @@ from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import FRAME_LIMIT, MODEL, RAW, ZSTD, Frame
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.coding.streams import deal
+from llmzip.coding.streams import Cut, deal
 from llmzip.errors import (
     CorruptArchive,
     LlmzipError,
@@ -66,7 +66,7 @@ def kinds(data: bytes) -> list[int]:
 def test_any_bytes_in_any_number_of_streams(
     table_codec: FrameCodec, content: bytes, streams: int
 ) -> None:
-    frame = table_codec.encode(content, streams, _silent)
+    frame = table_codec.encode(content, Cut(streams), _silent)
     assert table_codec.decode(frame, _silent) == content
 
 
@@ -78,7 +78,7 @@ def test_parts_of_the_streams_are_scored_in_chunks_of_their_own(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        frame = table_codec.encode(content, streams, _silent)
+        frame = table_codec.encode(content, Cut(streams), _silent)
         assert table_codec.decode(frame, _silent) == content
     finally:
         torch.set_num_threads(before)
@@ -86,7 +86,7 @@ def test_parts_of_the_streams_are_scored_in_chunks_of_their_own(
 
 @given(text=st.text(min_size=1, max_size=300))
 def test_any_text_without_choosing_streams(table_codec: FrameCodec, text: str) -> None:
-    frame = table_codec.encode(text.encode(), None, _silent)
+    frame = table_codec.encode(text.encode(), Cut(), _silent)
     assert frame.streams == 1
     assert table_codec.decode(frame, _silent) == text.encode()
 
@@ -98,7 +98,7 @@ def test_a_frame_for_a_tokenizer_of_any_kind(tokens: Tokens) -> None:
     frames = FrameCodec(tokens, TablePredictor(logits[:-1], logits[-1]))
     for content in AWKWARD.values():
         if content:
-            assert frames.decode(frames.encode(content, 3, _silent), _silent) == content
+            assert frames.decode(frames.encode(content, Cut(3), _silent), _silent) == content
 
 
 def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
@@ -107,7 +107,7 @@ def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
     assert len(content) > 100_000
     streams = 16
     ids = torch.from_numpy(table_codec.tokens.encode(content)).long()
-    frame = table_codec.encode(content, streams, _silent)
+    frame = table_codec.encode(content, Cut(streams), _silent)
     table, last = deal(ids.numpy().astype(np.int32), streams)
     bits = 0.0
     logits = table_codec.predictor.run(streams, len(table)).score(torch.from_numpy(table.T).long())
@@ -120,7 +120,7 @@ def test_the_overhead_of_coding_is_small(table_codec: FrameCodec) -> None:
 def test_progress_adds_up(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
     told: list[tuple[int, int]] = []
-    frame = table_codec.encode(content, 2, lambda *done: told.append(done))
+    frame = table_codec.encode(content, Cut(2), lambda *done: told.append(done))
     assert sum(count for count, _ in told) == len(content)
     assert 0 < sum(coded for _, coded in told) <= len(frame.payload)
     assert min(min(done) for done in told) >= 0
@@ -132,9 +132,10 @@ def test_progress_adds_up(table_codec: FrameCodec) -> None:
 
 def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCodec) -> None:
     plan = table_codec.plan_streams
-    assert [plan(n, None) for n in (1, 8191, 16384, 81920, 10**8)] == [1, 1, 2, 10, 256]
-    assert plan(5, 100) == 5
-    assert plan(10**6, 3) == 3
+    assert [plan(n, Cut()) for n in (1, 8191, 16384, 81920, 10**8)] == [1, 1, 2, 10, 256]
+    assert plan(10**8, Cut(most=16)) == 16
+    assert plan(5, Cut(100)) == 5
+    assert plan(10**6, Cut(3)) == 3
 
 
 # Archives
@@ -165,7 +166,7 @@ def test_prose_goes_through_the_model(activations: str, streams: int | None) -> 
 def test_a_short_message_pays_24_bytes_at_most() -> None:
     content = PROSE[:100].encode()
     frames = codecs.codec_for_writing(Options(model=models.DEFAULT))[1]
-    payload = frames.encode(content, None, _silent).payload
+    payload = frames.encode(content, Cut(), _silent).payload
     data = llmzip.compress(content)
     assert kinds(data) == [MODEL]
     assert len(data) - len(payload) <= 24
@@ -358,6 +359,6 @@ def test_a_reader_gives_no_frame_before_it_is_verified() -> None:
 def test_estimates_are_near_to_what_coding_costs(table_codec: FrameCodec) -> None:
     content = PROSE.encode()
     plain = FrameCodec(table_codec.tokens, table_codec.predictor, mixing="none")
-    payload = plain.encode(content, 1, _silent).payload
+    payload = plain.encode(content, Cut(1), _silent).payload
     estimate = plain.bits_per_byte([content])
     assert estimate == pytest.approx(8 * len(payload) / len(content), rel=0.02)

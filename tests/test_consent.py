@@ -13,6 +13,7 @@ import llmzip
 from llmzip import models
 from llmzip.archive import codecs
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.streams import Cut
 
 
 def test_an_archive_fetches_only_where_it_is_allowed(
@@ -55,7 +56,7 @@ def test_no_hub_id(name: str) -> None:
 def test_costs_are_what_coding_takes(table_codec: FrameCodec, streams: int) -> None:
     content = (PROSE * 3).encode()
     frame = table_codec.encode(content, streams, lambda *_: None)
-    pieces, bits = table_codec.costs(content, streams, lambda *_: None)
+    pieces, bits = table_codec.costs(content, Cut(streams), lambda *_: None)
     assert b"".join(pieces) == content
     assert len(bits) == len(pieces)
     assert (bits >= 0).all()

@@ -105,7 +105,7 @@ def test_one_stream_holds_one_archive(text: Path) -> None:
         ("--fast x", {"stream_tokens": 512, "mixing": "fast"}),
         ("-1 --stream-tokens 99 x", {"stream_tokens": 99}),
         ("--wide x", {"stream_tokens": 1024, "frame_size": 1 << 20}),
-        ("compress --best x --streams 3", {"stream_tokens": 8192, "streams": 3}),
+        ("compress --best x --streams 3", {"stream_tokens": None, "streams": 3}),
         ("-9 --model m x", {"model": "m"}),
         ("--mixing none x", {"mixing": "none"}),
     ],

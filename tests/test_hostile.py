@@ -21,6 +21,7 @@ from llmzip.coding import stored as stored_module
 from llmzip.coding.frame import FRAME_LIMIT, LZMA, MODEL, RAW, Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.stored import store
+from llmzip.coding.streams import Cut
 
 CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
 HEADER = ModelHeader(0x12, b"digest", 512, 256)
@@ -34,9 +35,9 @@ def mixed(frames: FrameCodec) -> tuple[bytes, bytes]:
     packed = Frame(LZMA, len(plain), _lzma(plain), last=True)
     sink = io.BytesIO()
     writer = container.Writer(sink, write_header(HEADER))
-    writer.write(frames.encode(text, 1, lambda *_: None), text)
+    writer.write(frames.encode(text, Cut(1), lambda *_: None), text)
     writer.write(Frame(RAW, len(noise), noise), noise)
-    writer.write(frames.encode(text, 3, lambda *_: None), text)
+    writer.write(frames.encode(text, Cut(3), lambda *_: None), text)
     writer.write(stored, plain)
     writer.write(packed, plain)
     return sink.getvalue(), text + noise + text + plain + plain
@@ -104,7 +105,7 @@ def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_pa
     """64 million tokens promised by the words of some 60, all checks in order: not the hours of
     so many steps, and no more memory than docs/format.md states in section 3."""
     header, frames, _ = codecs.codec_for_writing(llmzip.Options(model=str(TINY)))
-    words = frames.encode(PROSE[:200].encode(), 1, lambda *_: None).payload
+    words = frames.encode(PROSE[:200].encode(), Cut(1), lambda *_: None).payload
     n = FRAME_LIMIT
     path = tmp_path / "endless.llmz"
     with path.open("wb") as sink:

@@ -19,6 +19,7 @@ from llmzip import Options, models
 from llmzip.archive.options import PRIME_LIMIT
 from llmzip.archive.recovery import Damage, Recovered, recover
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.streams import Cut
 from llmzip.errors import CorruptArchive, LlmzipError, WrongPrime
 from llmzip.inference import Context, build
 
@@ -74,9 +75,9 @@ def test_any_bytes(
 ) -> None:
     """Frames of several lengths share a state, and each begins with it anew."""
     primed = table_codec.primed(prime)
-    frames = [primed.encode(content, streams, _silent) for content in contents]
+    frames = [primed.encode(content, Cut(streams), _silent) for content in contents]
     assert [primed.decode(frame, _silent) for frame in frames] == contents
-    assert primed.encode(contents[0], streams, _silent) == frames[0]
+    assert primed.encode(contents[0], Cut(streams), _silent) == frames[0]
 
 
 @pytest.mark.parametrize("activations", ["a8", "a16"])

@@ -15,6 +15,7 @@ import llmzip
 from llmzip.archive import options, reader, writer
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import silent
+from llmzip.coding.streams import Cut
 from llmzip.coding.token_coder import TokenEncoder
 from llmzip.errors import CorruptArchive
 from llmzip.mixing.distribution import of_answers
@@ -59,8 +60,8 @@ def test_answers_take_the_place_of_rows(level: str) -> None:
 
 @pytest.mark.parametrize("streams", [1, 5, None])
 def test_frames(table_codec: FrameCodec, together: FrameCodec, streams: int | None) -> None:
-    alone = [table_codec.encode(content, streams, silent, 40) for content in CONTENTS]
-    assert together.encode_together(CONTENTS, streams, silent, 40) == alone
+    alone = [table_codec.encode(content, Cut(streams), silent, 40) for content in CONTENTS]
+    assert together.encode_together(CONTENTS, 4 * [Cut(streams, 40)], silent) == alone
     assert together.decode_together(alone, silent) == CONTENTS
 
 
@@ -68,14 +69,14 @@ def test_batches_that_fit_into_memory(
     table_codec: FrameCodec, together: FrameCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(together.predictor, "most_streams", lambda steps: 2)
-    alone = [table_codec.encode(content, 2, silent) for content in CONTENTS]
-    assert together.encode_together(CONTENTS, 2, silent) == alone
+    alone = [table_codec.encode(content, Cut(2), silent) for content in CONTENTS]
+    assert together.encode_together(CONTENTS, 4 * [Cut(2)], silent) == alone
     assert together.decode_together(alone, silent) == CONTENTS
 
 
 def test_progress_is_told_in_full(together: FrameCodec) -> None:
     told: list[tuple[int, int]] = []
-    frames = together.encode_together(CONTENTS, 3, lambda *done: told.append(done))
+    frames = together.encode_together(CONTENTS, 4 * [Cut(3)], lambda *done: told.append(done))
     size, coded = sum(map(len, CONTENTS)), sum(len(frame.payload) for frame in frames)
     assert tuple(map(sum, zip(*told, strict=True))) == (size, coded)
     told.clear()
@@ -84,7 +85,7 @@ def test_progress_is_told_in_full(together: FrameCodec) -> None:
 
 
 def test_a_damaged_frame_is_noticed(table_codec: FrameCodec, together: FrameCodec) -> None:
-    frames = [table_codec.encode(content, 2, silent) for content in CONTENTS[:2]]
+    frames = [table_codec.encode(content, Cut(2), silent) for content in CONTENTS[:2]]
     frames[1] = replace(frames[1], payload=frames[1].payload[:8])
     with pytest.raises(CorruptArchive):
         together.decode_together(frames, silent)

@@ -18,9 +18,13 @@ from llmzip.coding.frame import MODEL, SMALL, Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import Progress, silent
 from llmzip.coding.stored import restore, store, stored_costs
+from llmzip.coding.streams import STREAM_TOKENS, Cut
 from llmzip.errors import CorruptArchive, LlmzipError, TooLong
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
+_FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more than more of them;
+_FEWEST_STREAMS = 4  # by default, of content
+_REPETITIVE = 5  # times as long as its stored form
 _SKIP_RATIO = 400  # content that the stored form makes this much smaller needs no model
 # A sample of a large frame is scored first. If the model needs this many times the bits of the
 # stored form, the frame is stored; unless the stored form is small, as mixing may gain there.
@@ -76,9 +80,8 @@ class FrameWriter:
         options = self._options
         frame = codec.encode(
             content,
-            options.streams,
+            _cut(options, content, stored),
             self._progress,
-            options.stream_tokens,
             short=short is not None and first and last and len(content) <= SMALL,
         )
         return self._smaller(frame, stored, content, first)
@@ -95,9 +98,8 @@ class FrameWriter:
         tried = [i for i, frame in enumerate(result) if self._try_model(contents[i], frame)]
         if tried:
             options, (_, codec, _) = self._options, self._with_model()
-            coded = codec.encode_together(
-                [contents[i] for i in tried], options.streams, self._progress, options.stream_tokens
-            )
+            cuts = [_cut(options, contents[i], result[i]) for i in tried]
+            coded = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
             for i, frame in zip(tried, coded, strict=True):
                 result[i] = self._smaller(frame, result[i], contents[i], first and i == 0)
         return result
@@ -120,6 +122,16 @@ class FrameWriter:
         if (options.verify or options.same_environment) and codec.decode(frame, silent) != content:
             raise LlmzipError("verification failed: the frame does not decode to its content")
         return replace(frame, last=stored.last)
+
+
+def _cut(options: Options, content: bytes, stored: Frame) -> Cut:
+    """Few streams lose less, most of all where a text repeats itself; a GPU needs many."""
+    if options.streams is not None or options.stream_tokens is not None:
+        return Cut(options.streams, options.stream_tokens or STREAM_TOKENS)
+    if options.device.startswith("cuda"):
+        return Cut()
+    repetitive = len(stored.payload) * _REPETITIVE < len(content)
+    return Cut(most=_FEWEST_STREAMS if repetitive else _FEW_STREAMS)
 
 
 def _may_win(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
@@ -200,7 +212,7 @@ class FrameReader:
         if frame.kind == MODEL:
             codec = self.prepare(header)
             codec = codec if mixing else codec.without_mixing()
-            return codec.costs(content, frame.streams, silent)
+            return codec.costs(content, Cut(frame.streams), silent)
         return stored_costs(content, frame)
 
 
@@ -212,12 +224,7 @@ def costs(
     Raises LlmzipError.
     """
     _, codec, _ = codec_for_writing(options)
-    return codec.costs(
-        content,
-        options.streams,
-        progress,
-        options.stream_tokens,
-    )
+    return codec.costs(content, _cut(options, content, store(content, True)), progress)
 
 
 def archive_costs(

@@ -18,7 +18,7 @@ _NAMES = ("model", "device", "streams", "stream_tokens", "activations", "context
           "mixing", "same_environment", "force", "allow_download")  # fmt: skip
 WIDE = {"frame_size": 1 << 20, "stream_tokens": 1024}
 # embedded model, tokens a stream, mixing
-PRESETS = {"fast": ("nano", 512, "fast"), "best": ("base", 8192, "full")}
+PRESETS = {"fast": ("nano", 512, "fast"), "best": ("base", None, "full")}
 
 
 def options_of(arguments: argparse.Namespace, *, writing: bool = False) -> Options:

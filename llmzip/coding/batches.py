@@ -14,6 +14,7 @@ import numpy as np
 from llmzip.coding import together
 from llmzip.coding.frame import MODEL, Frame
 from llmzip.coding.progress import Progress, Share
+from llmzip.coding.streams import Cut
 from llmzip.inference.base import cores
 
 if TYPE_CHECKING:
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
 Part = tuple[bytes, np.ndarray, int]  # content, its ranks int32, number of streams
 
 
-def tokenised(
-    codec: FrameCodec, contents: Sequence[bytes], streams: int | None, stream_tokens: int
-) -> list[Part]:
+def tokenised(codec: FrameCodec, contents: Sequence[bytes], cuts: Sequence[Cut]) -> list[Part]:
     """Contents, with their tokens and how many streams these are cut into."""
     with ThreadPoolExecutor(cores()) as pool:
         every = list(pool.map(codec.ranks, contents))
     return [
-        (content, ranks, codec.plan_streams(len(ranks), streams, stream_tokens))
-        for content, ranks in zip(contents, every, strict=True)
+        (content, ranks, codec.plan_streams(len(ranks), cut))
+        for content, ranks, cut in zip(contents, every, cuts, strict=True)
     ]
 
 

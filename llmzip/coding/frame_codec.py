@@ -17,7 +17,7 @@ import numpy as np
 from llmzip.coding.frame import MODEL, Frame
 from llmzip.coding.progress import Progress, Share
 from llmzip.coding.scoring import Chunk, scored
-from llmzip.coding.streams import deal, gather
+from llmzip.coding.streams import Cut, deal, gather
 from llmzip.coding.threads import StreamThreads, in_threads
 from llmzip.errors import CorruptArchive, UnsupportedArchive
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-STREAM_TOKENS = 8192  # by default no stream is shorter, unless it is the only one,
-MOST_STREAMS = 256  # and there are no more than these: KV caches are large
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
 
@@ -50,6 +48,8 @@ class FrameCodec:
         self.tokens, self.predictor, self.level = tokens, predictor, LEVELS.get(mixing)
         self.vocabulary = Vocabulary(tokens.spellings)
         self._frequencies = TokenFrequencies(predictor.vocabulary, self.vocabulary.ids)
+        ids = self.vocabulary.ids
+        self._seen = np.where(ids < predictor.vocabulary, ids, 0).astype(np.int64)
         self._prime: Prime | None = None
         self._prefix = np.zeros(0, dtype=np.int32)  # ranks that the model sees before a stream
         self._last_primed: FrameCodec | None = None
@@ -81,9 +81,8 @@ class FrameCodec:
     def encode(
         self,
         content: bytes,
-        streams: int | None,
+        cut: Cut,
         progress: Progress,
-        stream_tokens: int = STREAM_TOKENS,
         *,
         short: bool = False,
     ) -> Frame:
@@ -96,9 +95,9 @@ class FrameCodec:
         if self.predictor.on_gpu and len(ranks):
             from llmzip.coding import batches
 
-            planned = self.plan_streams(len(ranks), streams, stream_tokens)
+            planned = self.plan_streams(len(ranks), cut)
             return batches.encode(self, [(content, ranks, planned)], progress, short=short)[0]
-        streams = self.plan_streams(len(ranks), streams, stream_tokens)
+        streams = self.plan_streams(len(ranks), cut)
         short = short and streams == 1
         encoder = Encoder()
         state = self.new_state(streams, len(content))
@@ -115,21 +114,20 @@ class FrameCodec:
     def encode_together(
         self,
         contents: Sequence[bytes],
-        streams: int | None,
+        cuts: Sequence[Cut],
         progress: Progress,
-        stream_tokens: int = STREAM_TOKENS,
     ) -> list[Frame]:
         """`encode` of several contents, none empty, in threads or as batches of the model: the same
         frames."""
         if not self.predictor.on_gpu:
             return self._in_threads(
-                lambda codec, content, told: codec.encode(content, streams, told, stream_tokens),
-                contents,
+                lambda codec, item, told: codec.encode(item[0], item[1], told),
+                list(zip(contents, cuts, strict=True)),
                 progress,
             )
         from llmzip.coding import batches
 
-        parts = batches.tokenised(self, contents, streams, stream_tokens)
+        parts = batches.tokenised(self, contents, cuts)
         return batches.encode(self, parts, progress)
 
     def decode_together(self, frames: Sequence[Frame], progress: Progress) -> list[bytes]:
@@ -201,15 +199,14 @@ class FrameCodec:
     def costs(
         self,
         content: bytes,
-        streams: int | None,
+        cut: Cut,
         progress: Progress,
-        stream_tokens: int = STREAM_TOKENS,
     ) -> tuple[list[bytes], np.ndarray]:
         """What `encode` would spend: the tokens of `content`, and bits of each, float64 [n]."""
         from llmzip.coding.token_coder import TokenEncoder
 
         ranks = self.ranks(content)
-        streams = self.plan_streams(len(ranks), streams, stream_tokens)
+        streams = self.plan_streams(len(ranks), cut)
         state = self.new_state(streams, len(content))
         coder = TokenEncoder(self.vocabulary, state, mixing=self.level is not None)
         spent = 0.0
@@ -233,7 +230,7 @@ class FrameCodec:
         from llmzip.mixing.state import new_state, start_of
 
         ranks = self.ranks(content)
-        streams = self.plan_streams(len(ranks), None)
+        streams = self.plan_streams(len(ranks), Cut())
         state = new_state(streams, len(content), start, level=self.level)
         self._learn_all(ranks, streams, state)
         return start_of(state)
@@ -331,16 +328,12 @@ class FrameCodec:
 
     def _ids(self, ranks: np.ndarray) -> np.ndarray:
         """What the model sees, int64: escapes, which it has no embedding for, as id 0."""
-        ids = self.vocabulary.ids[ranks]
-        return np.where(ids < self.predictor.vocabulary, ids, 0).astype(np.int64)
+        seen: np.ndarray = self._seen[ranks]
+        return seen
 
-    def plan_streams(
-        self, tokens: int, streams: int | None, stream_tokens: int = STREAM_TOKENS
-    ) -> int:
-        """Into how many streams so many tokens are cut, if `streams` are wished for."""
-        if streams is None:
-            streams = min(MOST_STREAMS, tokens // stream_tokens)
-        streams = max(1, min(streams, tokens))
+    def plan_streams(self, tokens: int, cut: Cut) -> int:
+        """Into how many streams so many tokens are cut: fewer than wanted, if memory is short."""
+        streams = cut.count(tokens)
         prefix = len(self._prefix)
         while (
             streams > 1

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+STREAM_TOKENS = 8192
+MOST_STREAMS = 256  # KV caches are large
+
+
+class Cut(NamedTuple):
+    """How the tokens of a frame are cut into streams."""
+
+    streams: int | None = None  # None: as many as the other two allow
+    tokens: int = STREAM_TOKENS  # no stream is shorter, unless it is the only one
+    most: int = MOST_STREAMS
+
+    def count(self, tokens: int) -> int:
+        """The number of streams of so many tokens."""
+        wanted = self.streams or min(self.most, tokens // self.tokens)
+        return max(1, min(wanted, tokens))
 
 
 def deal(ids: np.ndarray, streams: int) -> tuple[np.ndarray, int]:

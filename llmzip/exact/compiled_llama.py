@@ -27,8 +27,7 @@ from llmzip.exact import (
 from llmzip.exact.architecture import Architecture
 from llmzip.exact.kv_cache import Cache
 from llmzip.exact.rotary import RotaryTable, rotary_frequencies
-from llmzip.exact.rows import quantise_rows, scale_rows
-from llmzip.exact.step import multiply, run_step
+from llmzip.exact.step import embed_rows, logit_rows, run_step
 
 _Scaled = tuple[np.ndarray, np.ndarray]  # int8 weights [N, K] and their scales float32 [N]
 _GROUPS = (  # layers with the same inputs are one
@@ -134,24 +133,19 @@ class CompiledLlama:
         cos, sin = self._rotary.arrays(position, count)
         cache.reserve(count)
         arrays: Any = cache.arrays
-        y = run_step(self._embed(ids.reshape(-1)), self._norms, self._weights, self._scales,
+        flat = np.ascontiguousarray(ids.reshape(-1))
+        assert 0 <= flat.min() <= flat.max() < len(self._embedding)  # compiled code does not check
+        x = embed_rows(flat, self._embedding, self._embedding_scale, self._hidden_block)
+        y = run_step(x, self._norms, self._weights, self._scales,
                      self._constants, self._blocks, cos, sin, arrays, cache.length,
                      cache.window)  # fmt: skip
         cache.length += count
         return y.reshape(streams, count, -1)
 
-    def _embed(self, ids: np.ndarray) -> np.ndarray:
-        x: np.ndarray = self._embedding[ids].astype(np.float32)
-        x *= self._embedding_scale[ids][:, None]
-        if self._hidden_block > 1:
-            # a tied head stores W · H / B if the model is rotated, and H · H / B = I
-            hadamard.transform_rows(x, self._hidden_block)
-        return x
-
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Hidden states [R, H] → logits [R, V]."""
-        q, s = quantise_rows(np.ascontiguousarray(hidden), self._hidden_block)
-        return scale_rows(multiply(q, self._head), s, self._head_scale)
+        rows = np.ascontiguousarray(hidden)
+        return logit_rows(rows, self._hidden_block, self._head, self._head_scale)
 
 
 def reads(architecture: Architecture, arrays: Mapping[str, np.ndarray], rotated: bool) -> bool:

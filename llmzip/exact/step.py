@@ -9,11 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import compiled
-from llmzip.exact import matmul
+from llmzip.exact import hadamard, matmul
 from llmzip.exact.attention_rows import attention_rows
-from llmzip.exact.rows import activation_rows, add_rows, final_rows, norm_rows
+from llmzip.exact.rows import (
+    activation_rows,
+    add_rows,
+    final_rows,
+    norm_rows,
+    quantise_rows,
+    scale,
+)
 
-_BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache
+_BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache,
+_HEAD_BLOCK = 12  # and through the head, which makes more of each
 
 
 @compiled
@@ -64,3 +72,33 @@ def run_step(
                                blocks[3])  # fmt: skip
             add_rows(part, multiply(q, weights[3][i]), s, weight_scales[3][i])
     return final_rows(x, norms[2], epsilon)
+
+
+@compiled
+def logit_rows(
+    hidden: np.ndarray, block: int, weight: np.ndarray, weight_scale: np.ndarray
+) -> np.ndarray:
+    """Hidden states float32 [R, H] → logits float32 [R, V] of the head's weights; `block` is the
+    order of Hadamard transforms."""
+    logits = np.empty((len(hidden), len(weight_scale)), dtype=np.float32)
+    for first in range(0, len(hidden), _HEAD_BLOCK):
+        q, s = quantise_rows(hidden[first : first + _HEAD_BLOCK], block)
+        total = multiply(q, weight)
+        for r in range(len(q)):
+            scale(total[r], s[r], weight_scale, logits[first + r])
+    return logits
+
+
+@compiled
+def embed_rows(
+    ids: np.ndarray, embedding: np.ndarray, embedding_scale: np.ndarray, block: int
+) -> np.ndarray:
+    """ids int64 [R] → rows of int8 [V, H] · float32 [V] as float32 [R, H], transformed back."""
+    x = np.empty((len(ids), embedding.shape[1]), dtype=np.float32)
+    for r in range(len(ids)):
+        row, unit = embedding[ids[r]], embedding_scale[ids[r]]
+        for i in range(len(row)):
+            x[r, i] = np.float32(row[i]) * unit
+        # a tied head stores W · H / B if the model is rotated, and H · H / B = I
+        hadamard.transform_row(x[r], block)
+    return x

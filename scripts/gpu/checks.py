@@ -167,16 +167,17 @@ class Check:
 
     def _compare(self, names: list[str], size: int, clock: Clock, entry: dict[str, Any]) -> None:
         from llmzip.coding.progress import silent
+        from llmzip.coding.streams import Cut
 
         size = 40 if self._small else size
         for name in names:
             contents = [self.text[:size], self.text[size : 2 * size + 17]]
             start = time.monotonic()
             gpu = self.codec(name, self.device)
-            frames = gpu.encode_together(contents, 8, silent)
+            frames = gpu.encode_together(contents, len(contents) * [Cut(8)], silent)
             entry[name] = {"first_frames": round(time.monotonic() - start, 2)}
             cpu = self.codec(name, "cpu")
-            expected = [cpu.encode(content, 8, silent) for content in contents]
+            expected = [cpu.encode(content, Cut(8), silent) for content in contents]
             entry[name]["form"] = type(gpu.predictor.model).__name__
             entry[name]["encoded_equal"] = frames == expected
             entry[name]["decoded_equal"] = gpu.decode_together(expected, silent) == contents
@@ -199,10 +200,12 @@ class Check:
 
     def _speed_of(self, name: str, clock: Clock, entry: dict[str, Any]) -> None:
         from llmzip.coding.progress import silent
+        from llmzip.coding.streams import Cut
 
         codec = self.codec(name, self.device)
         frame = 30 if self._small else FRAME
-        warm = codec.encode_together([self.text[:frame]] * 2, None, silent, STREAM_TOKENS)
+        cut = Cut(tokens=STREAM_TOKENS)
+        warm = codec.encode_together([self.text[:frame]] * 2, [cut] * 2, silent)
         codec.decode_together(warm, silent)  # compiles kernels
         for megabytes in (0.00006,) if self._small else (4, 16, 64):
             size = int(megabytes * MB)
@@ -212,7 +215,7 @@ class Check:
             entry[f"{megabytes} MB"] = row
             frames = _timed(
                 row, "encode", clock,
-                partial(_encode, codec, contents),
+                partial(codec.encode_together, contents, [cut] * len(contents)),
             )  # fmt: skip
             row["bits_per_byte"] = round(8 * sum(len(f.payload) for f in frames) / size, 4)
             row["streams"] = sum(f.streams for f in frames)
@@ -280,10 +283,6 @@ class Check:
                         "seconds": round(time.monotonic() - start, 4),
                         "kernels_us": {r.key[:60]: [round(_device_time(r)), r.count] for r in rows},
                     }
-
-
-def _encode(codec: Any, contents: list[bytes], told: Any) -> Any:
-    return codec.encode_together(contents, None, told, STREAM_TOKENS)
 
 
 def _pass(codec: Any, table: Any) -> None:

@@ -1,0 +1,79 @@
+"""Known tokens of a frame → the answers of its model, scored in threads, in the order of coding.
+
+Each part of the streams has a thread, which runs the model ahead and looks up what the walks to
+its tokens will ask. What is left to do in order, mixing, gets some integers a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from llmzip.mixing.distribution import Distributions, of_answers
+
+if TYPE_CHECKING:
+    from llmzip.coding.frame_codec import FrameCodec
+    from llmzip.coding.threads import StreamThreads
+
+_TOKENS = 512  # that are coded at a time, about
+
+_Step = tuple[np.ndarray, np.ndarray]  # numbers of answers of each token, int64 [n]; the answers
+
+
+class Chunk(NamedTuple):
+    """Tokens in the order of coding: step by step, in each step stream by stream."""
+
+    ranks: np.ndarray  # int32 [k]
+    given: Distributions  # answers
+    share: float  # of the frame's steps that are done with these
+
+    def tokens(self) -> Iterator[Distributions]:
+        """The answers of each token alone."""
+        bounds = self.given.starts.tolist()
+        for start, stop in pairwise(bounds):
+            own = self.given.answers[start:stop]
+            yield of_answers(own, np.array([0, len(own)], dtype=np.int64))
+
+
+def scored(
+    codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads
+) -> Iterator[Chunk]:
+    """Ranks int32 [steps, S], of which the last step has the first `last`, → all tokens."""
+    steps, streams = table.shape
+    known = table.copy()
+    known[-1, last:] = len(codec.vocabulary)  # no token: nothing is asked
+    codec.lookups()  # made once, before the threads need it
+    rows = zip(
+        *(threads.ahead(_steps(codec, table[:, part], known[:, part])) for part in threads.parts),
+        strict=True,
+    )
+    done = 0
+    while some := list(islice(rows, max(1, _TOKENS // streams))):
+        counts = np.concatenate([counts for row in some for counts, _ in row])
+        answers = np.concatenate([answers for row in some for _, answers in row])
+        start, done = done, done + len(some)
+        ranks = known[start:done].reshape(-1)
+        if done == steps:
+            ranks = ranks[: len(ranks) - streams + last]
+        starts = np.concatenate([[0], np.cumsum(counts[: len(ranks)])])
+        yield Chunk(ranks, of_answers(answers, starts), done / steps)
+
+
+def _steps(codec: FrameCodec, table: np.ndarray, known: np.ndarray) -> Iterator[list[_Step]]:
+    """The steps of one part of the streams, some at a time."""
+    lookups, done = codec.lookups(), 0
+    for logits in codec.scores(table):
+        ranks = known[done : done + len(logits)]
+        counts = lookups.counts(ranks)
+        ends = np.cumsum(counts)
+        answers = lookups.answers(
+            logits.reshape(ranks.size, -1), ranks.reshape(-1), ends - counts.reshape(-1),
+            int(ends[-1]),
+        )()  # fmt: skip
+        done += len(logits)
+        bounds = [0, *ends[ranks.shape[1] - 1 :: ranks.shape[1]].tolist()]
+        pairs = pairwise(bounds)
+        yield [(counts[i], answers[a:b]) for i, (a, b) in enumerate(pairs)]
