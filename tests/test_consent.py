@@ -55,7 +55,7 @@ def test_no_hub_id(name: str) -> None:
 @pytest.mark.parametrize("streams", [1, 3])
 def test_costs_are_what_coding_takes(table_codec: FrameCodec, streams: int) -> None:
     content = (PROSE * 3).encode()
-    frame = table_codec.encode(content, streams, lambda *_: None)
+    frame = table_codec.encode(content, Cut(streams), lambda *_: None)
     pieces, bits = table_codec.costs(content, Cut(streams), lambda *_: None)
     assert b"".join(pieces) == content
     assert len(bits) == len(pieces)

@@ -60,7 +60,7 @@ def test_answers_take_the_place_of_rows(level: str) -> None:
 
 @pytest.mark.parametrize("streams", [1, 5, None])
 def test_frames(table_codec: FrameCodec, together: FrameCodec, streams: int | None) -> None:
-    alone = [table_codec.encode(content, Cut(streams), silent, 40) for content in CONTENTS]
+    alone = [table_codec.encode(content, Cut(streams, 40), silent) for content in CONTENTS]
     assert together.encode_together(CONTENTS, 4 * [Cut(streams, 40)], silent) == alone
     assert together.decode_together(alone, silent) == CONTENTS
 
