@@ -132,7 +132,7 @@ def test_progress_adds_up(table_codec: FrameCodec) -> None:
 
 def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCodec) -> None:
     plan = table_codec.plan_streams
-    assert [plan(n, Cut()) for n in (1, 8191, 16384, 81920, 10**8)] == [1, 1, 2, 10, 256]
+    assert [plan(n, Cut()) for n in (1, 6143, 12288, 61440, 10**8)] == [1, 1, 2, 10, 256]
     assert plan(10**8, Cut(most=16)) == 16
     assert plan(5, Cut(100)) == 5
     assert plan(10**6, Cut(3)) == 3

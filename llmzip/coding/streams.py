@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-STREAM_TOKENS = 8192
+STREAM_TOKENS = 6144
 MOST_STREAMS = 256  # KV caches are large
 
 
