@@ -202,6 +202,50 @@ model | float32, bits per byte | a8 | a16
     return "\n".join([*found, "", f"{note}, {last['date']}."])
 
 
+@shown("results/performance.md")
+def engine() -> str:
+    report = read("engine.json")
+    rates, stages = [], []
+    for row in report["results"]:
+        for rows, share in row["decoding_shares"].items():
+            rate = row["flops_a_token"] / row["products"][rows] / 1e9
+            done = f"{share:.0%} of {row['decoding'][rows] * 1e6:,.0f} us"
+            rates.append({"name": row["name"], "what": f"decoding {rows} streams", "rate": rate,
+                          "done": done})  # fmt: skip
+        rate = row["flops_a_token"] / row["products"]["64"] / 1e9
+        done = f"{row['encoding_share']:.0%} of {row['encoding'] * 1e6:,.0f} us"
+        rates.append({"name": row["name"], "what": "encoding", "rate": rate, "done": done})
+        spent = {"frequencies": row["frequencies"], **row["stages"]}
+        shares = {part: t / sum(spent.values()) for part, t in spent.items()}
+        stages.append({"name": row["name"], **shares})
+    found = filled("""
+model | | GOP/s of its products alone | they would take of a token
+{name} | {what} | {rate:.0f} | {done}
+""", rates, 2)  # fmt: skip
+    parts = filled("""
+model, encoding | products of layers | head | attention | norms | gates | sums | frequencies
+{name} | {products:.0%} | {head:.0%} | {attention:.0%} | {norms:.0%} | {gates:.0%} | {sums:.0%} \
+| {frequencies:.0%}
+""", stages)  # fmt: skip
+    return noted([*found, "", *parts], report, f"Instruction: {report['instruction']}. ")
+
+
+@shown("docs/research.md")
+def prime() -> str:
+    report = read("prime.json")
+    rows = []
+    for name, found in report["results"].items():
+        for codec, row in found.items():
+            if isinstance(row, dict):
+                rows.append({"text": name, "records": found["records"], "codec": codec,
+                             "size": row["compressed_bytes"] / found["records"]})  # fmt: skip
+    found = filled("""
+records of | how many | codec | bytes a record
+{text} | {records:,} | {codec} | {size:.1f}
+""", rows, 2)  # fmt: skip
+    return noted(found, report)
+
+
 @shown("docs/exactness.md")
 def portability() -> str:
     report = read("portability.json")

@@ -138,6 +138,17 @@ def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCode
     assert plan(10**6, Cut(3)) == 3
 
 
+@pytest.mark.parametrize(("repeats", "expected"), [(False, 5), (True, 4)])
+def test_a_text_that_repeats_itself_has_fewer_streams(repeats: bool, expected: int) -> None:
+    words = [str(word) for word in np.random.default_rng(1).choice(PROSE.split(), 20_000)]
+    content = " ".join(words[:2000] * 10 if repeats else words).encode()
+    data = llmzip.compress(content, model="nano")
+    frame = container.Reader(io.BytesIO(data)).next_frame()
+    assert frame is not None
+    assert (frame.kind, frame.streams) == (MODEL, expected)
+    assert llmzip.decompress(data) == content
+
+
 # Archives
 
 

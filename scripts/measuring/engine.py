@@ -14,8 +14,10 @@ from llmzip.archive.options import Options
 from llmzip.bench import provenance
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.errors import LlmzipError
+from llmzip.exact.attention_rows import attention_rows
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.matmul import INSTRUCTION
+from llmzip.exact.rows import activation_rows, add_rows, norm_rows
 from llmzip.exact.step import multiply
 from llmzip.inference.compiled_predictor import CompiledPredictor
 from llmzip.tokenizer import Tokens
@@ -57,6 +59,7 @@ def _measure(name: str) -> dict[str, Any]:
         "decoding": {str(s): _decoding(predictor, s, length) for s in STREAMS},
         "encoding": _encoding(predictor, length),
         "frequencies": _frequencies(codec),
+        "stages": _stages(predictor, length),
     }
     for rows, seconds in found["products"].items():
         rate = found["flops_a_token"] / seconds / 1e9
@@ -112,6 +115,50 @@ def _encoding(predictor: CompiledPredictor, length: int) -> float:
             del logits
 
     return _best(work) / ids.size
+
+
+def _stages(predictor: CompiledPredictor, length: int) -> dict[str, float]:
+    """Seconds a token of the parts of all layers, for 64 tokens of one stream with a full window;
+    the least of several runs."""
+    model, rows = predictor.model, ROWS[-1]
+    a = model.architecture
+    epsilon, score_scale, gate, heads, head_dim = model._constants
+    run = predictor.run(1, length + rows)
+    random = np.random.default_rng(5)
+    for logits in run.score(random.integers(0, predictor.vocabulary, (1, length + rows))):
+        del logits
+    cache, (cos, sin) = run.cache, model._rotary.arrays(length, rows)
+    base = cache.length - rows
+    x = random.standard_normal((rows, a.hidden_size)).astype(np.float32)
+    best: dict[str, float] = {}
+    for _ in range(40):
+        spent = dict.fromkeys(("norms", "products", "attention", "gates", "sums", "head"), 0.0)
+
+        def timed(part: str, work: Callable[..., Any], *given: Any) -> Any:
+            start = time.thread_time()
+            result = work(*given)
+            spent[part] += time.thread_time() - start  # noqa: B023
+            return result
+
+        for i in range(a.layers):
+            scales = [stack[i] for stack in model._scales]
+            weights = [stack[i] for stack in model._weights]
+            arrays = tuple(part[i] for part in cache.arrays)
+            q, s = timed("norms", norm_rows, x, model._norms[0][i], epsilon, model._blocks[0])
+            total = timed("products", multiply, q, weights[0])
+            q, s = timed("attention", attention_rows, total, s, scales[0], cos, sin, arrays, base,
+                         cache.window, score_scale, heads, head_dim, model._blocks[1],
+                         model._blocks[4], 0)  # fmt: skip
+            total = timed("products", multiply, q, weights[1])
+            timed("sums", add_rows, x.copy(), total, s, scales[1])
+            q, s = timed("norms", norm_rows, x, model._norms[1][i], epsilon, model._blocks[2])
+            total = timed("products", multiply, q, weights[2])
+            q, s = timed("gates", activation_rows, total, s, scales[2], gate, model._blocks[3])
+            total = timed("products", multiply, q, weights[3])
+            timed("sums", add_rows, x.copy(), total, s, scales[3])
+        timed("head", model.logits, x)
+        best = {part: min(best.get(part, np.inf), t) for part, t in spent.items()}
+    return {part: t / rows for part, t in best.items()}
 
 
 def _frequencies(codec: FrameCodec) -> float:
