@@ -146,7 +146,6 @@ def test_a_text_that_repeats_itself_has_fewer_streams(repeats: bool, expected: i
     frame = container.Reader(io.BytesIO(data)).next_frame()
     assert frame is not None
     assert (frame.kind, frame.streams) == (MODEL, expected)
-    assert llmzip.decompress(data) == content
 
 
 # Archives
