@@ -227,7 +227,7 @@ model, encoding | products of layers | head | attention | norms | gates | sums |
 {name} | {products:.0%} | {head:.0%} | {attention:.0%} | {norms:.0%} | {gates:.0%} | {sums:.0%} \
 | {frequencies:.0%}
 """, stages)  # fmt: skip
-    return noted([*found, "", *parts], report, f"Instruction: {report['instruction']}. ")
+    return noted([*found, "", *parts], report, f"Instruction: {report['instruction']}.\n")
 
 
 @shown("docs/research.md")
