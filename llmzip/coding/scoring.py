@@ -75,5 +75,4 @@ def _steps(codec: FrameCodec, table: np.ndarray, known: np.ndarray) -> Iterator[
         )()  # fmt: skip
         done += len(logits)
         bounds = [0, *ends[ranks.shape[1] - 1 :: ranks.shape[1]].tolist()]
-        pairs = pairwise(bounds)
-        yield [(counts[i], answers[a:b]) for i, (a, b) in enumerate(pairs)]
+        yield [(own, answers[a:b]) for own, (a, b) in zip(counts, pairwise(bounds), strict=True)]

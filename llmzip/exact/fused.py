@@ -31,7 +31,7 @@ from llmzip.exact.rows import (
     quantise_rows,
     scale_rows,
 )
-from llmzip.exact.step import multiply, run_step
+from llmzip.exact.step import logit_rows, run_step
 
 _FEW_ROWS = 3  # rows that are multiplied without `matmul`; more are left to torch
 
@@ -114,12 +114,11 @@ class FusedLlama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [R, H] → logits [R, V]."""
-        q, s = quantise_rows(np.ascontiguousarray(hidden.numpy()), self._head_block)
+        rows, scale = np.ascontiguousarray(hidden.numpy()), self._model.head.scale.numpy()
         if self.single_call or len(hidden) <= _FEW_ROWS:
-            total = multiply(q, self._head_weight)
-        else:
-            total = _torch_matmul(self._model.head, q)
-        return torch.from_numpy(scale_rows(total, s, self._model.head.scale.numpy()))
+            return torch.from_numpy(logit_rows(rows, self._head_block, self._head_weight, scale))
+        q, s = quantise_rows(rows, self._head_block)
+        return torch.from_numpy(scale_rows(_torch_matmul(self._model.head, q), s, scale))
 
 
 _LINEARS = ("qkv", "output", "gate_up", "down")

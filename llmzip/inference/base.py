@@ -26,7 +26,7 @@ Ids: TypeAlias = Union[np.ndarray, "Tensor"]  # int64
 Logits: TypeAlias = Union[np.ndarray, "Tensor"]  # float32
 
 FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at a time
-LOGIT_ROWS = 64
+LOGIT_ROWS = 64  # tokens whose logits are held at a time
 PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
 MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
