@@ -1,7 +1,8 @@
 """Known tokens of a frame → the answers of its model, scored in threads, in the order of coding.
 
 Each part of the streams has a thread, which runs the model ahead and looks up what the walks to
-its tokens will ask. What is left to do in order, mixing, gets some integers a token.
+its tokens will ask. What is left to do in order, mixing, gets some integers a token. Numba is
+loaded when it is needed, not before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llmzip.mixing.distribution import Distributions, of_answers
-
 if TYPE_CHECKING:
     from llmzip.coding.frame_codec import FrameCodec
     from llmzip.coding.threads import StreamThreads
+    from llmzip.mixing.distribution import Distributions
 
 _TOKENS = 512  # that are coded at a time, about
 
@@ -32,6 +32,8 @@ class Chunk(NamedTuple):
 
     def tokens(self) -> Iterator[Distributions]:
         """The answers of each token alone."""
+        from llmzip.mixing.distribution import of_answers
+
         bounds = self.given.starts.tolist()
         for start, stop in pairwise(bounds):
             own = self.given.answers[start:stop]
@@ -42,6 +44,8 @@ def scored(
     codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads
 ) -> Iterator[Chunk]:
     """Ranks int32 [steps, S], of which the last step has the first `last`, → all tokens."""
+    from llmzip.mixing.distribution import of_answers
+
     steps, streams = table.shape
     known = table.copy()
     known[-1, last:] = len(codec.vocabulary)  # no token: nothing is asked
