@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _FREE = ("LLMZIP_", "PYTEST_", "XDG_", "HF_", "HOME", "COLUMNS", "NO_COLOR", "TM
 _LATER = ("huggingface_hub", "transformers")  # not imported by the server: they read HF_…
 _LIMIT = 1 << 17  # bytes of a request
 _READY = b"ready"
+_PATIENCE = 60  # seconds that threads have to end
 
 
 def _fixed(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
@@ -80,7 +82,10 @@ class ForkServer:
         output, errors = os.pipe(), os.pipe()
         source = os.pipe() if data is not None else (os.open(os.devnull, os.O_RDONLY), None)
         theirs = [source[0], output[1], errors[1]]
-        socket.send_fds(self._socket, [request], theirs)
+        try:
+            socket.send_fds(self._socket, [request], theirs)
+        except OSError as error:
+            raise RuntimeError(f"the server ended with {self._process.wait()}") from error
         for descriptor in theirs:
             os.close(descriptor)
         found: dict[int, bytes] = {}
@@ -127,6 +132,14 @@ def _prepare(arguments: list[str]) -> None:
     gc.freeze()  # or else collections in the children would copy all of the memory
 
 
+def _wait_for_threads() -> None:
+    """Until no thread is left but this one: one that was joined may still be about to end."""
+    until = time.monotonic() + _PATIENCE
+    while (names := os.listdir("/proc/self/task"))[1:]:
+        assert time.monotonic() < until, f"{len(names)} threads: {threading.enumerate()}"
+        time.sleep(0.01)
+
+
 def _serve(connection: socket.socket) -> None:
     """Answer requests; returns in each child, with the command line to run in sys.argv."""
     connection.send(_READY)
@@ -134,7 +147,7 @@ def _serve(connection: socket.socket) -> None:
         request, descriptors, _, _ = socket.recv_fds(connection, _LIMIT, 3)
         if not request:
             os._exit(0)
-        assert len(os.listdir("/proc/self/task")) == 1
+        _wait_for_threads()
         child = os.fork()
         if not child:
             break
