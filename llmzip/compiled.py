@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import config, event
 from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
 from llmzip.folders import writable_cache
@@ -24,6 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SILENCE = 2.0  # seconds of compiling before a message is logged
 _settings: Any = config  # untyped in numba
+_runtime: Any = rtsys
 _log = logging.getLogger("llmzip")
 
 
@@ -130,8 +132,12 @@ class _Cache(FunctionCache):
         return (*key, tuple(stamps))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """As numba's, but the context is not refreshed: that loads what compiling needs, which
+        takes most of a second, and of which compiled code needs the runtime alone."""
         try:
-            found = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+            _runtime.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         except Exception:  # unpickling damaged files raises anything
             return None
         # processes that save code for different types at the same time can mix up its files

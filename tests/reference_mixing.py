@@ -175,8 +175,8 @@ class ReferenceMixer:
         self.mixes, self.fast = start is not None, start is not None and len(start.maps) < 18
         self.spellings = spellings
         bits = max(length, prime).bit_length()
-        self.slot_count = 1 << min(max(bits + 5, 12), 22)
-        self.place_count = 1 << min(max(bits + 1, 10), 20)
+        self.slot_count = 1 << min(max(bits + 5, 12), 23)
+        self.place_count = 1 << min(max(bits + 1, 10), 22)
         self.ring = 1 << min(max(bits + (prime > 0), 7), ((1 << 22) // streams).bit_length() - 1)
         self.slots = [[0] * 8 for _ in range(self.slot_count)]
         if start:

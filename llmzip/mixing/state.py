@@ -23,8 +23,8 @@ REFINED_KNOTS = 25  # logits at which refined probabilities are kept, 1 nat apar
 BY_BYTE = 256 * 257  # contexts of the first refinement: the last byte, and the bits of this one
 REFINED = BY_BYTE + MATCH_STATES * 3  # the second: the match's state and what it expects
 
-_MOST_SLOT_BITS, _FEWEST_SLOT_BITS = 22, 12
-_MOST_PLACE_BITS, _FEWEST_PLACE_BITS = 20, 10
+_MOST_SLOT_BITS, _FEWEST_SLOT_BITS = 23, 12
+_MOST_PLACE_BITS, _FEWEST_PLACE_BITS = 22, 10
 _MOST_RING = 1 << 22
 
 
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 def state_sizes(streams: int, length: int, prime: int = 0) -> Sizes:
-    """For a frame of `length` bytes in S streams: at most 32 MiB of slots, 8 MiB of places, and
+    """For a frame of `length` bytes in S streams: at most 64 MiB of slots, 32 MiB of places, and
     rings of twice the length, at most 8 MiB together.
 
     Short frames after a long `prime` have the same sizes, so that they can share a state; a ring
