@@ -45,23 +45,19 @@ def gate_array(gate: str) -> np.ndarray:
         size = GATE_RANGE << GATE_STEP_BITS
         positive = np.ones(size + 1, dtype=np.float32)
         negative = np.zeros(size + 1, dtype=np.float32)
-        for i, (at_plus, at_minus) in enumerate(_gate_values(gate, size)):
-            positive[i], negative[i] = np.float32(float(at_plus)), np.float32(float(at_minus))
+        values = np.array([(float(a), float(b)) for a, b in _gate_values(gate, size)])
+        positive[: len(values)], negative[: len(values)] = values.T
     return np.concatenate([negative[:0:-1], positive])
 
 
-def _gate_values(gate: str, size: int) -> Iterator[tuple[Decimal, Decimal]]:
+def _gate_values(gate: str, size: int) -> Iterator[tuple[Decimal | float, Decimal | float]]:
     """(gate at i / 1024, gate at -i / 1024) for i from 0, until the second one is 0."""
     step = Decimal(1) / (1 << GATE_STEP_BITS)
     if gate == "gelu":
         yield from _normal_distribution(size)
         return
-    if gate == "silu":  # e^-x at the i-th step is decay^i: one product instead of one exp
-        decay, power = (-step).exp(), Decimal(1)
-        for _ in range(size):
-            sigmoid = 1 / (1 + power)
-            yield sigmoid, power * sigmoid
-            power *= decay
+    if gate == "silu":
+        yield from _logistic(size)
         return
     slope = Decimal("1.702") if gate == "quick_gelu" else 2 * (2 / pi()).sqrt()
     cubic = 0 if gate == "quick_gelu" else Decimal("0.044715")
@@ -72,6 +68,15 @@ def _gate_values(gate: str, size: int) -> Iterator[tuple[Decimal, Decimal]]:
             return
         sigmoid = 1 / (1 + power)
         yield sigmoid, power * sigmoid
+
+
+def _logistic(size: int) -> Iterator[tuple[float, float]]:
+    """1 / (1 + e^∓x) at x = i / 1024 in fixed point; e^-x is a power of e^(-1/1024)."""
+    unit = 1 << FRACTION_BITS
+    decay, power = int((Decimal(-1) / (1 << GATE_STEP_BITS)).exp() * unit), unit
+    for _ in range(size):
+        yield unit / (unit + power), power / (unit + power)
+        power = power * decay >> FRACTION_BITS
 
 
 def _normal_distribution(size: int) -> Iterator[tuple[Decimal, Decimal]]:
