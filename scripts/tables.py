@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measuring.published import PUBLISHED
+
 from llmzip.bench import summary
 from llmzip.bench.report import DIRECTIONS, markdown_table, pair
 
@@ -87,12 +89,6 @@ def bench() -> str:
     return noted(markdown_table(heads, lines), report)
 
 
-# bits per byte of alice29 and book1, as their authors publish them; nothing here ran them
-PUBLISHED = (
-    ("*ts_zip, RWKV-169M (closed)*", "", "1.142", "1.431", "", "", ""),
-    ("*Nacrith, SmolLM2-135M in float*", "", "0.918", "", "", "", ""),
-    ("*cmix v21*", "", "1.63", "1.82", "", "", ""),
-)
 ZPAQ_FIXED = 1015  # bytes that zpaq -m5 spends on any archive
 
 
@@ -101,22 +97,27 @@ def comparison() -> str:
     report = read("comparison.json")
     lengths = {f"llmzip {m['name']}": f"{m['bytes'] / 1e6:.1f} MB" for m in report["models"]}
     lines: list[Any] = []
-    for codec in ordered(report, "codec"):
+    for codec in sorted(ordered(report, "codec"), key=lambda name: name.split()[0] != "llmzip"):
         found = [r for r in report["results"] if r["codec"] == codec]
         assert all(r["restored"] for r in found)
         dev = [r["bits_per_byte"] for r in found if r["category"] == "dev"]
         whole = {r["file"]: r for r in found}
-        texts = [whole[name] for name in ("alice29.txt", "book1")]
+        texts = [whole[name] for name in ("alice29.txt", "book1") if name in whole]
         size = sum(r["bytes"] for r in texts)
         speeds = {f"{way}_kb_s": size / 1000 / sum(r[f"{way}_seconds"] for r in texts)
                   for way in DIRECTIONS}  # fmt: skip
         peak = max(r[f"{way}_peak_bytes"] for r in texts for way in DIRECTIONS) / 1e6
-        bits = (*(r["bits_per_byte"] for r in texts), sum(dev) / len(dev))
+        bits = [r["bits_per_byte"] for r in texts] + ([sum(dev) / len(dev)] if dev else [])
         lines.append([codec, lengths.get(codec, ""), *(f"{b:.3f}" for b in bits),
+                      *[""] * (3 - len(bits)),
                       pair(speeds, "kb_s", ",.1f"), f"{peak:,.0f} MB"])  # fmt: skip
+    for p in PUBLISHED:
+        speed = f"{p.slowest:g}" + (f" to {p.fastest:g}" if p.fastest > p.slowest else "")
+        book1 = f"{p.book1:g}" if p.book1 else ""
+        lines.append([f"*{p.name}*", "", f"{p.alice29:g}", book1, "", speed, ""])
     heads = "codec | its model | alice29 | book1"
     heads += f" | dev, first {report['limit']:,} bytes | KB/s | memory"
-    return noted(markdown_table(heads, [*lines, *PUBLISHED]), report)
+    return noted(markdown_table(heads, lines), report)
 
 
 @shown("docs/models.md")

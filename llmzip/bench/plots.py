@@ -18,6 +18,7 @@ class Series(NamedTuple):
     style: str = "o-"
 
 
+Published = tuple[str, float, float, float]  # name, bits per byte, KB/s from … to
 Panel = tuple[str, dict[str, Series]]  # the label of the x axis, series by name
 
 
@@ -41,9 +42,12 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
     _save(figure, path)
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(
+    report: dict[str, Any], path: Path, text: str = "", published: Sequence[Published] = ()
+) -> None:
     """Draw a benchmark: bits per byte of all bytes by decoding speed of each codec, named at its
-    point; down and to the right is better. Codecs at one place share a name.
+    point; down and to the right is better. Codecs at one place share a name. `text` says what was
+    compressed; figures that others have published are hollow.
 
     Raises OSError, and ImportError without matplotlib.
     """
@@ -61,8 +65,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
         ax.plot(x, y, "o", color="tab:red" if own else "tab:gray")
         ax.annotate(", ".join(sorted(names)), (x, y), (6, 5), textcoords="offset points",
                     fontsize=9, color="tab:red" if own else "black")  # fmt: skip
-    size = rows[0]["bytes"] / 1e6
-    ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {size:,.1f} MB")
+    for name, bits, slowest, fastest in published:
+        ax.plot([slowest, fastest], [bits, bits], "o-", color="tab:gray", mfc="white", lw=1)
+        ax.annotate(f"{name} (published)", (fastest, bits), (6, 5), textcoords="offset points",
+                    fontsize=9, color="tab:gray")  # fmt: skip
+    text = text or f"{rows[0]['bytes'] / 1e6:,.1f} MB"
+    ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {text}")
     ax.margins(x=0.25, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
