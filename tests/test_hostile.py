@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import PROSE, TINY
-from fuzz import properties
+from fuzz import model_files, properties
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,26 @@ def test_mutations_of_the_corpus(
     frames = properties.Short(table_codec.tokens, table_codec.predictor)
     with properties.any_model(frames, checks=checks):
         properties.check(bytes(data))
+
+
+@pytest.fixture(scope="module")
+def model_seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("seeds")
+    return {kind: model_files.seed(kind, folder) for kind in model_files.READERS}
+
+
+@pytest.mark.parametrize("kind", model_files.READERS)
+def test_mutations_of_model_files(model_seeds: dict[str, bytes], tmp_path: Path, kind: str) -> None:
+    """What the fuzzer of model files does, in short."""
+    whole, chance = model_seeds[kind], random.Random(kind)
+    assert model_files.check(kind, whole, tmp_path) == ""
+    assert model_files.check(kind, whole[: len(whole) // 2], tmp_path)
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):  # most files say at their beginning what they hold
+            at = chance.randrange(min(len(data), chance.choice((64, 1024, len(data)))))
+            data[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+        model_files.check(kind, bytes(data), tmp_path)
 
 
 @given(data=st.binary(min_size=1, max_size=200))
