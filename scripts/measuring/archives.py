@@ -78,8 +78,8 @@ def comparison(given: Namespace) -> Report:
     rivals = given.codecs.split(",")
     for paths, limit, models, others in (
         (given.texts, None, given.model, rivals),
-        (given.heads, given.limit, given.model, rivals),
         (given.texts[:1], None, given.first_text, []),
+        (given.heads, given.limit, given.model, rivals),
     ):
         if paths and models:
             part = compare(paths, Options(), models=models, rivals=others,
