@@ -25,12 +25,16 @@ __all__ = ["main"]
 
 _INTERRUPTED = 128 + signal.SIGINT
 _python_warning = warnings.showwarning
+_received: list[int] = []  # signals that ended the run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)  # so that partial files are removed
+        # so that partial files are removed
+        signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+            signal.signal(signal.SIGINT, _interrupt)
     with warnings.catch_warnings():
         warnings.simplefilter("always", PaddingWarning)
         warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -38,24 +42,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    _received.clear()
     try:
         options = parser.parse(words)
         _set_up_logging(getattr(options, "quiet", False))
         return int(options.run(options) or 0)
-    except UsageError as error:
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
+        # where Python calls back from C, an interruption can come out as another exception
+        return _interrupted() if _received else _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Prints what is the user's matter; raises anything else."""
+    if isinstance(error, UsageError):
         print(f"llmzip: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has closed it: no error
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed it: no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except LlmzipError as error:
+    elif isinstance(error, LlmzipError):
         print(f"llmzip: {error}", file=sys.stderr)
-    except OSError as error:
+    elif isinstance(error, OSError):
         print(f"llmzip: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt as error:
-        print(f"llmzip: {error or 'interrupted'}", file=sys.stderr)
-        return _INTERRUPTED
+    else:
+        raise error
     return 1
+
+
+def _interrupted() -> int:
+    terminated = signal.SIGTERM in _received
+    print(f"llmzip: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+    return _INTERRUPTED
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -76,5 +94,6 @@ def _set_up_logging(quiet: bool) -> None:
     log.setLevel(logging.ERROR if quiet else logging.INFO)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("terminated")
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
