@@ -105,6 +105,27 @@ def test_a_broken_tokenizer_is_refused(content: bytes) -> None:
         Tokens(content, 100)
 
 
+def test_tokens_with_one_id() -> None:
+    """A file that gives two tokens one id, so that only one of them can be decoded."""
+    settings = json.loads(TOKENIZERS["byte-level"]())
+    vocabulary = settings["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[names[200]] = vocabulary[names[100]]
+    data = bytes(range(256))
+    found = Tokens(json.dumps(settings), len(names))
+    assert found.decode(found.encode(data)) == data
+    turned = dict(reversed(vocabulary.items()))
+    settings["model"]["vocab"] = turned
+    assert Tokens(json.dumps(settings), len(names)).spellings == found.spellings
+
+
+def test_a_tokenizer_at_which_the_library_panics() -> None:
+    settings = json.loads(TOKENIZERS["byte-level"]())
+    settings["model"]["continuing_subword_prefix"] = "a long prefix"
+    with pytest.raises(UnsupportedModel, match="tokenizer"):
+        Tokens(json.dumps(settings), 300)
+
+
 def test_the_table_does_not_depend_on_the_layout_of_the_file() -> None:
     content = TOKENIZERS["sentencepiece"]()
     spaced = json.dumps(json.loads(content), indent=4)

@@ -60,14 +60,18 @@ def plot(
         near = [at for at in places if abs(at[1] - y) < 0.02 and 0.5 < at[0] / x < 2]
         places.setdefault(near[0] if near else (x, y), []).append(row["codec"])
     figure, ax = pyplot.subplots(figsize=(7, 4.2))
+    height = max(y for _, y in places) - min(y for _, y in places)
     for (x, y), names in places.items():
         own = any(name.startswith("llmzip") for name in names)
+        # another point would be in the name
+        left = any(x < at[0] < 30 * x and abs(at[1] - y) < 0.06 * height for at in places)
         ax.plot(x, y, "o", color="tab:red" if own else "tab:gray")
-        ax.annotate(", ".join(sorted(names)), (x, y), (6, 5), textcoords="offset points",
+        ax.annotate(", ".join(sorted(names)), (x, y), (-6 if left else 6, 5),
+                    textcoords="offset points", ha="right" if left else "left",
                     fontsize=9, color="tab:red" if own else "black")  # fmt: skip
     for name, bits, slowest, fastest in published:
         ax.plot([slowest, fastest], [bits, bits], "o-", color="tab:gray", mfc="white", lw=1)
-        ax.annotate(f"{name} (published)", (fastest, bits), (6, 5), textcoords="offset points",
+        ax.annotate(f"{name} (published)", (fastest, bits), (6, -12), textcoords="offset points",
                     fontsize=9, color="tab:gray")  # fmt: skip
     text = text or f"{rows[0]['bytes'] / 1e6:,.1f} MB"
     ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {text}")

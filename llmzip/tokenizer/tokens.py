@@ -8,6 +8,7 @@ matching tokens are used instead, and escape ids for bytes that no token spells.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -40,8 +41,12 @@ class Tokens:
             settings = json.loads(tokenizer_json)
             # these only trim offsets, add special tokens or truncate texts
             settings.update(post_processor=None, truncation=None, padding=None)
-            self._tokenizer = Tokenizer.from_str(json.dumps(settings))
-            spellings = _spellings(settings, self._tokenizer.get_vocab(with_added_tokens=True))
+            with _panics_refused():
+                self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+            entries = self._tokenizer.get_vocab(with_added_tokens=True)
+            spellings = list(_spellings(settings, entries))
+        except UnsupportedModel:
+            raise
         except Exception as error:  # the library raises bare Exception
             raise UnsupportedModel(f"tokenizer.json cannot be read: {error}") from None
         # "<|endoftext|>" in the input is text
@@ -49,9 +54,11 @@ class Tokens:
         self.vocabulary = vocabulary
         self._bytes: list[bytes | None] = [None] * vocabulary
         self._ids: dict[bytes, int] = {}
-        # models have never seen the byte fallbacks of characters that have tokens of their own
-        for id, spelling, fallback in sorted(spellings, key=lambda s: (s[2], s[0])):
-            if id < vocabulary and spelling and not (fallback and spelling in self._ids):
+        # models have never seen the byte fallbacks of characters that have tokens of their own; of
+        # tokens with one id, one counts, whatever the order in which they come
+        for id, spelling, fallback in sorted(spellings, key=lambda s: (s[2], s[0], s[1])):
+            known = id >= vocabulary or self._bytes[id] is not None
+            if not known and spelling and not (fallback and spelling in self._ids):
                 self._bytes[id] = spelling
                 self._ids.setdefault(spelling, id)
         if any(bytes([value]) not in self._ids for value in range(256)):
@@ -94,7 +101,8 @@ class Tokens:
         return ids
 
     def _encode_text(self, text: str, raw: bytes) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with _panics_refused():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         proposed = [id if id < self.vocabulary else -1 for id in encoding.ids]
         if self._spell(proposed) == raw:
             return proposed
@@ -134,6 +142,17 @@ class Tokens:
                     position += length
                     break
         return ids
+
+
+@contextlib.contextmanager
+def _panics_refused() -> Iterator[None]:
+    """Panics of the library's code, which are no Exception, as UnsupportedModel."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnsupportedModel(f"tokenizer.json makes the tokenizer fail: {error}") from None
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
