@@ -123,7 +123,8 @@ def comparison() -> str:
 @shown("docs/models.md")
 def recent() -> str:
     report = read("comparison.json")
-    report["results"] = [r for r in report["results"] if r["category"] == "recent"]
+    report["results"] = [r for r in report["results"] if r["category"] == "recent"
+                         and r["codec"].startswith(("llmzip", "xz", "zpaq"))]  # fmt: skip
     codecs = ordered(report, "codec")
     sizes: dict[str, list[int]] = {}
     for r in report["results"]:

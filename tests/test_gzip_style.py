@@ -14,7 +14,9 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
+from llmzip import cli
 from llmzip.cli import options, parser
+from llmzip.errors import LlmzipError
 
 MODEL = ("--model", TINY)
 LLMZIP = f"{sys.executable} -m llmzip --model {TINY}"
@@ -200,6 +202,36 @@ def test_a_signal_leaves_no_partial_file(number: int, tmp_path: Path) -> None:
     assert error.count(b"\n") == 1
     assert b"Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGINT], 130), ([signal.SIGTERM], 130), ([], 1)]
+)
+def test_an_interruption_that_comes_out_as_another_exception(
+    signals: list[int],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(words: list[str]) -> None:
+        try:
+            for number in signals:
+                signal.raise_signal(number)
+        except KeyboardInterrupt:
+            pass
+        raise LlmzipError("what came out")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(cli.parser, "parse", fail)
+    try:
+        assert cli.main([]) == code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    expected = said[signals[0]] if signals else "what came out"
+    assert capsys.readouterr().err == f"llmzip: {expected}\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

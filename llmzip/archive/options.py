@@ -14,7 +14,7 @@ _SHORTEST_WINDOW = 16  # tokens
 _ACTIVATIONS = ("a8", "a16")
 MIXINGS = ("none", "full", "fast")  # by the number in headers
 PRIME_LIMIT = 1 << 20  # bytes
-_MOST_FRAMES = 16  # at a time: each needs some 90 MB and its share of a KV cache
+_MOST_FRAMES = 16  # at a time: each needs some 110 MB and its share of a KV cache
 
 _NONE = type(None)
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -37,18 +37,16 @@ class Tokens:
 
         Raises UnsupportedModel if the content is invalid.
         """
-        try:
-            settings = json.loads(tokenizer_json)
-            # these only trim offsets, add special tokens or truncate texts
-            settings.update(post_processor=None, truncation=None, padding=None)
-            with _panics_refused():
+        with _panics_refused():
+            try:
+                settings = json.loads(tokenizer_json)
+                # these only trim offsets, add special tokens or truncate texts
+                settings.update(post_processor=None, truncation=None, padding=None)
                 self._tokenizer = Tokenizer.from_str(json.dumps(settings))
-            entries = self._tokenizer.get_vocab(with_added_tokens=True)
-            spellings = list(_spellings(settings, entries))
-        except UnsupportedModel:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise UnsupportedModel(f"tokenizer.json cannot be read: {error}") from None
+                entries = self._tokenizer.get_vocab(with_added_tokens=True)
+                spellings = list(_spellings(settings, entries))
+            except Exception as error:  # the library raises bare Exception
+                raise UnsupportedModel(f"tokenizer.json cannot be read: {error}") from None
         # "<|endoftext|>" in the input is text
         self._tokenizer.encode_special_tokens = True
         self.vocabulary = vocabulary

@@ -1,4 +1,8 @@
-"""Figures that others publish of their own programs. Nothing here ran them."""
+"""Figures that others publish. Nothing here ran their programs.
+
+ts_zip: https://bellard.org/ts_zip/. Nacrith: arXiv 2602.19626. cmix:
+https://www.byronknoll.com/cmix.html, and its speed as users report it.
+"""
 
 from __future__ import annotations
 
