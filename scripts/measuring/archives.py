@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -122,7 +124,7 @@ def sweep(
     results = []
     for group, settings in sweeps.items():
         for name, fields in settings.items():
-            options = Options(model=model, **fields)
+            options = Options(**{"model": model, **fields})
             report = compare(paths, options, rivals=[], limit=limit)
             texts = {row["file"]: {k: row[k] for k in FIGURES} for row in rows_of(report)}
             total = summary(report)[-1]
@@ -134,14 +136,28 @@ def sweep(
 
 WINDOWS = argument("--windows", type=int, nargs="*", default=[64, 128, 256, 512, 1024])
 STREAMS = argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64, 256])
+ATTENTION = argument("--attention", type=int, nargs="*", default=[64, 128, 256, 512],
+                     help="tokens that attention sees")  # fmt: skip
 
 
-@command("results/settings.json", TEXTS, MODEL, WINDOWS,
-         STREAMS)  # fmt: skip
+def with_attention(model: str, window: int, folder: Path) -> str:
+    """Write a copy of a model with sliding attention of another `window` to `folder`."""
+    target = folder / f"attention-{window}"
+    target.mkdir()
+    for path in store.model_paths(model):
+        shutil.copyfile(path, target / path.name)
+    config = target / "config.json"
+    changed = {**json.loads(config.read_text()), "sliding_window": window}
+    config.write_text(json.dumps(changed))
+    return str(target)
+
+
+@command("results/settings.json", TEXTS, MODEL, WINDOWS, STREAMS,
+         ATTENTION)  # fmt: skip
 def settings(given: Namespace) -> Report:
-    """Context window, streams and mixing, one sweep each: bits per byte and MB/s.
+    """Sliding attention, context window, streams and mixing, one sweep each: bits per byte, MB/s.
 
-    About ten settings, each of which takes two minutes for a megabyte of text.
+    About fifteen settings, each of which takes two minutes for a megabyte of text.
     """
     # windows are compared without mixing, which would make up for short ones
     sweeps: dict[str, Sweep] = {
@@ -149,8 +165,18 @@ def settings(given: Namespace) -> Report:
         "streams": {str(s): {"streams": s} for s in given.streams},
         "mixing": MIXING,
     }
-    results = sweep(given.model, given.texts, sweeps)
-    series = {group: [r for r in results if r["sweep"] == group] for group in sweeps}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {str(w): with_attention(given.model, w, Path(folder)) for w in given.attention}
+        attention: dict[str, Sweep] = {
+            "attention": {name: {"model": copy} for name, copy in models.items()},
+            "attention, no mixing": {
+                name: {"model": copy, "mixing": "none"} for name, copy in models.items()
+            },
+        }
+        results = sweep(given.model, given.texts, {**attention, **sweeps})
+    for result in results:
+        result["settings"].pop("model", None)  # of a folder that is gone
+    series = {group: [r for r in results if r["sweep"] == group] for group in [*attention, *sweeps]}
     chart(given.out.with_suffix(".png"), *(
         (group, {"": Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])})
         for group, mine in series.items()
