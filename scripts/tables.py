@@ -58,6 +58,13 @@ def noted(lines: list[str], report: Report, *more: str) -> str:
     return "\n".join([*lines, "", *more, note])
 
 
+def kept(report: Report) -> list[str]:
+    """A line about results of models that were measured earlier, if there are any."""
+    commits = report.get("kept", {})
+    line = ", ".join(f"`{name}` at commit {commit[:7]}" for name, commit in commits.items())
+    return [f"{line}; the others:"] if commits else []
+
+
 def ordered(report: Report, key: str) -> list[Any]:
     """The values of a key in the results, each once."""
     return list(dict.fromkeys(r[key] for r in report["results"]))
@@ -117,7 +124,7 @@ def comparison() -> str:
         lines.append([f"*{p.name}*", "", f"{p.alice29:g}", book1, "", speed, ""])
     heads = "codec | its model | alice29 | book1"
     heads += f" | dev, first {report['limit']:,} bytes | KB/s | memory"
-    return noted(markdown_table(heads, lines), report)
+    return noted(markdown_table(heads, lines), report, *kept(report))
 
 
 @shown("docs/models.md")
@@ -134,7 +141,7 @@ def recent() -> str:
     heads = [codec + (", net" if codec.startswith("zpaq") else "") for codec in codecs]
     lines = ([name, *(f"{size:,}" for size in row)] for name, row in sizes.items())
     heads = [f"first {report['limit']:,} bytes of", *heads]
-    return noted(markdown_table(" | ".join(heads), lines), report)
+    return noted(markdown_table(" | ".join(heads), lines), report, *kept(report))
 
 
 @shown("results/performance.md")

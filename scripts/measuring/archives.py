@@ -16,6 +16,7 @@ from llmzip.bench import compare, csv_of, plot, summary
 from llmzip.bench.plots import Series, chart
 from llmzip.bench.report import markdown, summary_table
 from llmzip.bench.report import rows as rows_of
+from llmzip.errors import LlmzipError
 from llmzip.output import write
 from measuring import MODEL, MODELS, TEXTS, Report, argument, command, report_of
 from measuring.published import PUBLISHED
@@ -67,6 +68,8 @@ def benchmarks(given: Namespace) -> Report:
     argument("--first-text", action="append", default=[], metavar="MODEL",
              help="a slow model, for the first of the texts alone"),
     argument("--codecs", default="gzip,zstd,brotli,xz,zpaq"),
+    argument("--keep", action="store_true", help="results of models that are not named stay in "
+             "the file, marked with the commit that they are of"),
     EXCLUDE,
 )  # fmt: skip
 def comparison(given: Namespace) -> Report:
@@ -89,6 +92,8 @@ def comparison(given: Namespace) -> Report:
             known = {m["name"]: m for m in report["models"] + part["models"]}
             report = {**report, **part, "results": report["results"] + part["results"],
                       "models": list(known.values())}  # fmt: skip
+    if given.keep:
+        report = _with_kept(report, json.loads(given.out.read_text()))
     print(summary_table(report))
     name = given.texts[0].name
     first = [row for row in report["results"] if row["file"] == name]
@@ -96,6 +101,27 @@ def comparison(given: Namespace) -> Report:
     plot({**report, "results": first}, given.out.with_suffix(".png"), name,
          others if name == "alice29.txt" else [])  # fmt: skip
     return report
+
+
+def _with_kept(report: Report, earlier: Report) -> Report:
+    """The report with an earlier one's results of other models, if they are of the same texts."""
+    texts = {(r["file"], r["sha256"]) for r in report["results"]}
+    measured = {m["name"] for m in report["models"]}
+    models = [m for m in earlier["models"] if m["name"] not in measured]
+    codecs = {f"llmzip {m['name']}" for m in models}
+    rows = [r for r in earlier["results"] if r["codec"] in codecs]
+    if earlier["limit"] != report["limit"] or not {(r["file"], r["sha256"]) for r in rows} <= texts:
+        raise LlmzipError("the results to keep are of other texts")
+    commits = earlier.get("kept", {})
+    return {
+        **report,
+        "models": report["models"] + models,
+        "kept": {m["name"]: commits.get(m["name"], earlier["commit"]) for m in models},
+        # models first
+        "results": sorted(
+            report["results"] + rows, key=lambda r: r["codec"].split()[0] != "llmzip"
+        ),
+    }
 
 
 @command(
