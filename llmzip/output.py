@@ -44,7 +44,7 @@ def writing(
         raise IsADirectoryError(errno.EISDIR, "is a directory", os.fspath(target))
     if path.exists() and not overwrite:
         raise _exists(target)
-    with _replacing(path, Path(target), overwrite) as file:
+    with _replacing(path, Path(target), overwrite, private=like is not None) as file:
         yield file
         if like is not None and os.path.isfile(like):
             file.flush()  # the temporary file gets mode and times before the target's name
@@ -100,15 +100,23 @@ def _open_special(path: Path) -> BinaryIO:
     return open(path, "wb")
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """A hidden name beside a path, for what is temporary."""
+    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of 255 bytes at most
+    return path.with_name(f".{name}.{suffix}")
+
+
 @contextlib.contextmanager
-def _replacing(path: Path, given: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`; errors name the path as it was given."""
+def _replacing(path: Path, given: Path, overwrite: bool, *, private: bool) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, which nobody else may read before it has its mode, if it is
+    `private`; errors name the path as it was given."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(given.parent))
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
+    temporary = beside(path, secrets.token_hex(4))
+    mode = 0o600 if private else 0o666
     try:
         try:
-            file = open(temporary, "xb")  # noqa: SIM115
+            file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
         except OSError as error:  # which names the temporary file
             raise type(error)(error.errno, error.strerror, str(given)) from None
         with file:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import PROSE, TINY, run
 
+import llmzip
+
 MODEL = ("--model", TINY)
 
 
@@ -255,3 +257,23 @@ def test_the_length_of_the_window(text: Path) -> None:
         assert done.returncode == code
         assert message in done.stderr.decode()
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_output_that_is_its_input_is_refused(text: Path, linked: bool) -> None:
+    target = text
+    if linked:
+        target = text.with_name("link")
+        target.symlink_to(text)
+    done = run("compress", "-f", "--rm", text, "-o", target, *MODEL)
+    assert done.returncode == 2
+    assert text.read_text() == PROSE
+
+
+def test_info_of_a_profile_of_the_future(tmp_path: Path) -> None:
+    packed = llmzip.compress(PROSE.encode(), model=str(TINY), mixing="fast")
+    path = tmp_path / "x.llmz"
+    path.write_bytes(packed[:6] + bytes([packed[6] | 0xF0]) + packed[7:])
+    done = run("info", path)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 0

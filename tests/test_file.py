@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import llmzip
 from llmzip import output
-from llmzip.archive import container
+from llmzip.archive import container, reader
 from llmzip.archive.header import write_header
 from llmzip.coding.frame import RAW, Frame
 
@@ -338,3 +338,33 @@ def test_max_length_counts_no_frame_twice(tmp_path: Path) -> None:
         assert archive.read(1500) == b"".join(frames[:3])
         with pytest.raises(llmzip.TooLong):
             archive.read(1)
+
+
+def test_a_loop_over_frames_that_was_left_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "frames_together", lambda device: 3)
+    content = [bytes([i]) * 100 for i in range(8)]
+    packed = llmzip.compress(b"".join(content), model=str(TINY), frame_size=100)
+    archive = llmzip.ArchiveReader(io.BytesIO(packed))
+    found = [next(iter(archive))]
+    found.append(archive.read_frame() or b"")
+    for part in archive:
+        found.append(part)
+        break
+    assert found + list(archive) == content
+    assert archive.read_frame() is None
+
+
+def test_nobody_else_reads_what_is_not_complete(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"secret")
+    source.chmod(0o600)
+    with output.writing(tmp_path / "target", overwrite=False, like=source) as file:
+        assert Path(file.name).stat().st_mode & 0o077 == 0
+        file.write(b"secret")
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_of_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / ("道" * 84)
+    output.write(path, b"text")
+    assert path.read_bytes() == b"text"

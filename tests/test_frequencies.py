@@ -65,3 +65,9 @@ def test_minus_infinity_is_just_very_unlikely() -> None:
 def test_bits_are_the_information_content() -> None:
     frequencies = np.array([[1, 1, 2], [4, 2, 2]], dtype=np.int32)
     assert bits(frequencies, np.array([2, 1])) == 1 + 2
+
+
+def test_another_number_of_logits_is_refused() -> None:
+    frequencies = TokenFrequencies(8, np.arange(8))
+    with pytest.raises(UnsupportedModel, match="9 logits"):
+        frequencies.of(np.zeros((1, 9), np.float32))

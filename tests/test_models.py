@@ -10,8 +10,10 @@ import pytest
 from conftest import PROSE, TINY, run
 from safetensors.torch import load_file, save_file
 
+import llmzip
 from llmzip import models
 from llmzip.errors import UnsupportedModel, WrongModel
+from llmzip.exact.architecture import Architecture
 from llmzip.exact.quantise import dequantise_tensors
 from llmzip.models.store import save_int8
 
@@ -186,3 +188,22 @@ def test_the_first_byte_of_a_digest_tells_embedded_models_apart() -> None:
     """Short archives hold no more of it."""
     starts = {models.embedded_record(name)["digest"][:2] for name in models.EMBEDDED}
     assert len(starts) == len(models.EMBEDDED)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": []},
+        {"rope_theta": None},
+        {"rope_theta": "far"},
+        {"hidden_size": 1e999},
+        {"num_hidden_layers": 10**10},
+        {"num_attention_heads": 0},
+        {"rms_norm_eps": {}},
+    ],
+    ids=str,
+)
+def test_configurations_that_make_no_sense(changes: dict[str, object]) -> None:
+    config = {**json.loads((TINY / "config.json").read_text()), **changes}
+    with pytest.raises(llmzip.LlmzipError):
+        Architecture.from_config(config)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,65 @@ def test_bench_by_ranks(tmp_path: Path) -> None:
     assert [(r["file"], r["codec"].split()[0]) for r in found["results"]] == [
         (text.name, codec) for text in texts for codec in ("llmzip", "xz")]  # fmt: skip
     assert all(r["restored"] for r in found["results"])
+
+
+def test_two_inputs_with_one_output_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text(name)
+    files = (tmp_path / "one" / "text", tmp_path / "two" / "text")
+    done = run("compress", "-f", "--rm", "--out", tmp_path / "out", *files, *MODEL)
+    assert done.returncode == 2
+    assert b"would both become" in done.stderr
+    assert [file.read_text() for file in files] == ["one", "two"]
+
+
+def test_an_input_that_is_named_twice_is_one(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(PROSE)
+    names = (tmp_path, tmp_path / "text")
+    done = run("compress", "--out", tmp_path / "out", *names, *MODEL)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert llmzip.decompress((tmp_path / "out" / "text.llmz").read_bytes(), model=str(TINY))
+
+
+def test_folders_of_interrupted_runs_are_no_input(tmp_path: Path) -> None:
+    left = tmp_path / "in" / ".text.llmz.frames"
+    left.mkdir(parents=True)
+    (left / "0").write_bytes(b"a finished frame")
+    (tmp_path / "in" / "text").write_text(PROSE)
+    assert run("compress", "-r", tmp_path / "in", *MODEL).returncode == 0
+    assert [path.name for path in left.iterdir()] == ["0"]
+
+
+def test_one_environment_is_one_process(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(PROSE)
+    done = run("compress", "--same-environment", "--workers", "2", tmp_path / "text", *MODEL)
+    assert done.returncode == 2
+
+
+def test_workers_end_with_an_error() -> None:
+    with pytest.raises(KeyError), runner.processes(1) as pool:
+        assert pool.submit(abs, -1).result() == 1  # it has started
+        pool.submit(time.sleep, 600)
+        processes = list(pool._processes.values())
+        raise KeyError
+    for process in processes:
+        process.join(20)
+        assert not process.is_alive()
+
+
+def test_a_text_that_changes_between_its_frame_and_the_archive(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = jobs[1]
+    assemble = tasks.assemble
+
+    def late(job: Job, parts: list[Task], options: llmzip.Options) -> None:
+        if job == changed:
+            job.source.write_bytes(job.source.read_bytes()[::-1])
+        assemble(job, parts, options)
+
+    monkeypatch.setattr(runner, "assemble", late)
+    with pytest.raises(llmzip.LlmzipError, match="changed"):
+        runner.run(jobs, OPTIONS)
+    assert not changed.target.exists()

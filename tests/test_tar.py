@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -146,3 +147,43 @@ def test_an_archive_without_index(tmp_path: Path) -> None:
     (tmp_path / "x.llmz").write_bytes(llmzip.compress(PROSE.encode()))
     with llmzip.open(tmp_path / "x.llmz") as file, pytest.raises(llmzip.LlmzipError, match="tar"):
         tar.extract(file, [], tmp_path)
+
+
+def test_each_name_of_a_file_can_be_extracted_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a").write_text(PROSE)
+    os.link(folder / "a", folder / "b")
+    target = tmp_path / "x.tar.llmz"
+    with target.open("wb") as sink:
+        tar.write(sink, folder, OPTIONS)
+    with llmzip.open(target, options=OPTIONS) as file:
+        tar.extract(file, ["b"], tmp_path / "out")
+    assert (tmp_path / "out" / "b").read_text() == PROSE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.txt")
+    (folder / name).write_text(PROSE)
+    target = tmp_path / "x.tar.llmz"
+    assert run("compress", "--archive", folder, "-o", target, *MODEL).returncode == 0
+    listed = run("extract", target, "--list", *MODEL)
+    assert (listed.returncode, listed.stdout) == (0, b"caf\xe9.txt\n")
+    assert run("extract", target, "-C", tmp_path / "out", *MODEL).returncode == 0
+    assert (tmp_path / "out" / name).read_text() == PROSE
+
+
+@pytest.mark.parametrize("index", ['{"a":-1}', '{"a":1e3}', f'{{"a":{10**30}}}', "[" * 100_000])
+def test_a_hostile_index_is_refused(index: str, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.TarFile(fileobj=content, mode="w") as writer:
+        info = tarfile.TarInfo(tar.INDEX)
+        info.size = len(index)
+        writer.addfile(info, io.BytesIO(index.encode()))
+    path = tmp_path / "x.llmz"
+    path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
+    with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
+        tar.extract(file, [], tmp_path / "out")

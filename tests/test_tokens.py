@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import AWKWARD, PROSE, TOKENIZERS
+from conftest import AWKWARD, PROSE, TINY, TOKENIZERS
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from llmzip.errors import CorruptArchive, UnsupportedModel
 from llmzip.mixing.vocabulary import Vocabulary
@@ -148,3 +148,18 @@ def test_byte_fallbacks_spell_only_what_has_no_token() -> None:
     found = tokens.encode(data)
     assert tokens.decode(vocabulary.ids[vocabulary.ranks[found]]) == data
     assert (vocabulary.ids[vocabulary.ranks[found]] == found).all()
+
+
+def test_a_tokenizer_that_drops_merges_at_random_does_not() -> None:
+    settings = json.loads((TINY / "tokenizer.json").read_text())
+    plain = Tokens(json.dumps(settings), 512).encode(PROSE.encode())
+    settings["model"]["dropout"] = 0.5
+    dropping = Tokens(json.dumps(settings), 512)
+    for _ in range(3):
+        assert (dropping.encode(PROSE.encode()) == plain).all()
+
+
+def test_a_tokenizer_that_knows_no_unknown_words() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))  # which is missing
+    tokens = Tokens(tokenizer.to_str(), 2)
+    assert tokens.decode(tokens.encode(b"abc")) == b"abc"

@@ -164,7 +164,7 @@ def _require_environment(recorded: str, device: str) -> None:
 
     try:
         writer = json.loads(recorded)
-    except ValueError:
+    except (ValueError, RecursionError):
         writer = None
     if not isinstance(writer, dict):
         raise CorruptArchive("the header's environment is not a JSON object")
@@ -231,7 +231,8 @@ def frame_codec(
     from llmzip.tokenizer import Tokens
 
     key = (files.digest, kind, window, overlap, device, mixing)
-    if key not in codec_cache:
+    codec = codec_cache.get(key)
+    if codec is None:
         codec_cache.clear()  # first, so that memory holds one model at a time
         context = inference.Context(window, overlap)
         model: Any
@@ -242,5 +243,5 @@ def frame_codec(
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
-    return codec_cache[key]
+        codec = codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
+    return codec

@@ -138,11 +138,13 @@ class Reader:
         return replace(header.frame, payload=payload)
 
     def next_frames(self, most: int) -> list[Frame]:
-        """The next frame and those that follow it in its archive, `most` in all, each of which has
-        to be verified in this order; none after the last. Raises as `next_frame`: for a later
-        frame only when it is the next one."""
+        """The next frame and those that follow it in its archive, `most` in all, and no more after
+        FRAME_LIMIT bytes of content; each has to be verified in this order; none after the last.
+        Raises as `next_frame`: for a later frame only when it is the next one."""
         frames: list[Frame] = []
         while len(frames) < most and not (frames and frames[-1].last):
+            if sum(frame.content_length for frame in frames) >= FRAME_LIMIT:
+                break
             try:
                 if self._failure is not None:
                     raise self._failure

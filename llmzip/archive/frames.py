@@ -19,7 +19,7 @@ from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import Progress, silent
 from llmzip.coding.stored import restore, store, stored_costs
 from llmzip.coding.streams import STREAM_TOKENS, Cut
-from llmzip.errors import CorruptArchive, LlmzipError, TooLong
+from llmzip.errors import LlmzipError, TooLong
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
 _FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more than more of them;
@@ -190,7 +190,7 @@ class FrameReader:
         limit = self._options.max_length
         if len(many) > 1 and (limit is None or end <= limit):
             codec = self.prepare(header)
-            with contextlib.suppress(CorruptArchive):
+            with contextlib.suppress(LlmzipError):  # raised again below, by the frame it is of
                 found = codec.decode_together([frames[i] for i in many], self._progress)
                 decoded = dict(zip(many, found, strict=True))
         for i, frame in enumerate(frames):

@@ -78,7 +78,7 @@ def write_header(model: ModelHeader | None) -> Header:
             flags |= _HAS_ENVIRONMENT
             fields += len(environment).to_bytes(2, "little") + environment
         if model.name:
-            name = model.name.encode()[:255]
+            name = model.name.encode(errors="replace")[:255]
             flags |= _HAS_NAME
             fields += bytes([len(name)]) + name
     return Header(MAGIC + bytes([VERSION, flags]) + fields, model)

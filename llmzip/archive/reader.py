@@ -34,6 +34,7 @@ class ArchiveReader:
         options = options or Options()
         self._frames = FrameReader(options, progress or silent)
         self._together = 1 if single else frames_together(options.device)
+        self._running: Iterator[bytes] | None = None  # what was read ahead stays in it
         # for `seek`, of each frame seen so far: position in the source, offset of its content,
         # number of its archive
         self._positions, self._offsets = array("Q"), array("Q")
@@ -47,6 +48,23 @@ class ArchiveReader:
         return self._reader.model
 
     def __iter__(self) -> Iterator[bytes]:
+        """A loop that was left goes on where it was."""
+        while (content := self._next()) is not None:
+            yield content
+
+    def _next(self) -> bytes | None:
+        if self._running is None:
+            self._running = self._contents()
+        try:
+            return next(self._running)
+        except StopIteration:
+            self._running = None
+            return None
+        except BaseException:
+            self._running = None
+            raise
+
+    def _contents(self) -> Iterator[bytes]:
         while frames := self._reader.next_frames(self._together):
             header, offset = self._reader.archive.header, self._reader.offset
             contents = self._frames.contents(frames, header, offset)
@@ -56,6 +74,8 @@ class ArchiveReader:
 
     def read_frame(self) -> bytes | None:
         """The content of the next frame, verified; None after the last. Raises LlmzipError."""
+        if self._running is not None:
+            return self._next()
         frame = self._reader.next_frame()
         if frame is None:
             return None
@@ -69,6 +89,7 @@ class ArchiveReader:
         Returns the offset of that frame. Decodes nothing: frames are skipped by their lengths. The
         source must be seekable. Raises CorruptArchive if the lengths are wrong.
         """
+        self._running = None
         known = bisect.bisect_right(self._offsets, offset) - 1
         archive = self._archives[self._numbers[known]]
         self._reader.seek(

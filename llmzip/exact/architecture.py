@@ -11,6 +11,7 @@ from llmzip.exact import ModelSpec
 from llmzip.exact.rotary import rotary_frequencies
 
 LLAMA_TYPES = ("llama", "mistral")  # model_type in config.json
+_MOST_LAYERS = 10_000
 ROTATED_KEY = "llmzip_rotated"  # in config.json: int8 weights are made for transformed inputs
 
 
@@ -40,17 +41,17 @@ class Architecture:
             raise UnsupportedModel(
                 f"model type {model_type!r} has no exact form; known: {', '.join(LLAMA_TYPES)}"
             )
-        rope = {
-            "rope_theta": config.get("rope_theta", 10000.0),
-            **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
-        }
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModel("a partial rotary embedding has no exact form in Llama")
         if config.get("hidden_act", "silu") != "silu":
             raise UnsupportedModel(f"activation {config['hidden_act']!r} has no exact form")
         if config.get("pretraining_tp", 1) != 1:
             raise UnsupportedModel("pretraining_tp other than 1 has no exact form")
         try:
+            rope = {
+                "rope_theta": config.get("rope_theta", 10000.0),
+                **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
+            }
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
+                raise UnsupportedModel("a partial rotary embedding has no exact form in Llama")
             heads = int(config["num_attention_heads"])
             hidden = int(config["hidden_size"])
             window = config.get("sliding_window") if model_type == "mistral" else None
@@ -68,9 +69,9 @@ class Architecture:
                 window=None if window is None else int(window),
                 tied=bool(config.get("tie_word_embeddings", False)),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            architecture._check()
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UnsupportedModel(f"config.json is incomplete or malformed: {error!r}") from None
-        architecture._check()
         return architecture
 
     def _check(self) -> None:
@@ -78,6 +79,8 @@ class Architecture:
         sizes += [self.heads, self.kv_heads, self.head_dim, self.context, self.window or 1]
         if min(sizes) < 1 or self.vocab_size < 2 or self.context < 2:
             raise UnsupportedModel("config.json holds a size that is too small")
+        if self.layers > _MOST_LAYERS:
+            raise UnsupportedModel(f"config.json has {self.layers} layers")
         if self.heads % self.kv_heads or self.head_dim % 2 or self.head_dim > 1024:
             raise UnsupportedModel(
                 f"{self.heads} heads of {self.head_dim} over {self.kv_heads} key heads "

@@ -81,10 +81,10 @@ class RotaryTable:
 
     def arrays(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(cos, sin), each float32 [count, head_dim/2], of positions start … start + count - 1."""
-        if start + count > len(self._table[0]):
-            # one assignment, since threads may share the table
-            self._table = self.compute(0, max(2048, 1 << (start + count - 1).bit_length()))
-        cos, sin = self._table
+        cos, sin = self._table  # one look, and one assignment: threads may share the table
+        if start + count > len(cos):
+            cos, sin = self.compute(0, max(2048, 1 << (start + count - 1).bit_length()))
+            self._table = cos, sin
         return cos[start : start + count], sin[start : start + count]
 
     def _powers(self, stride: int, count: int = 64) -> np.ndarray:

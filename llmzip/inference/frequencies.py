@@ -49,8 +49,13 @@ class TokenFrequencies:
     def of(self, logits: Logits) -> np.ndarray:
         """float32 [k, V] (overwritten) → int32 [k, n].
 
-        Raises UnsupportedModel if a logit is NaN or +infinity: the model has no answer there.
+        Raises UnsupportedModel if a logit is NaN or +infinity: the model has no answer there; or if
+        the model gives another number of logits than it says.
         """
+        if logits.shape[-1] != self.vocabulary:  # compiled code does not check
+            raise UnsupportedModel(
+                f"the model computes {logits.shape[-1]} logits for {self.vocabulary} tokens"
+            )
         if isinstance(logits, np.ndarray):
             return self._on_cpu(logits)
         if logits.device.type == "cpu":

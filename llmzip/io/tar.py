@@ -39,6 +39,7 @@ def write(sink: BinaryIO, folder: Path, options: Options) -> None:
         for path in _walk(folder):
             if not (path.is_symlink() or path.is_file() or path.is_dir()):
                 continue  # sockets, pipes, devices
+            tar.inodes = {}  # type: ignore[attr-defined]  # each name has the content of its own
             info = tar.gettarinfo(path, path.relative_to(folder).as_posix())
             info.uid = info.gid = 0
             info.uname = info.gname = ""
@@ -49,7 +50,7 @@ def write(sink: BinaryIO, folder: Path, options: Options) -> None:
                     tar.addfile(info, file)
             else:
                 tar.addfile(info)
-        data = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
+        data = json.dumps(index, separators=(",", ":")).encode()  # ASCII: names may be no UTF-8
         info = tarfile.TarInfo(INDEX)
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
@@ -85,9 +86,11 @@ def _parse_index(tail: bytes) -> dict[str, int]:
     try:
         info = tarfile.TarInfo.frombuf(tail[:_BLOCK], "utf-8", "surrogateescape")
         index = json.loads(tail[_BLOCK : _BLOCK + info.size])
-    except (tarfile.HeaderError, ValueError) as error:
+    except (tarfile.HeaderError, ValueError, RecursionError) as error:
         raise CorruptArchive(f"the index is damaged ({error})") from None
-    if not isinstance(index, dict) or not all(isinstance(v, int) for v in index.values()):
+    if not isinstance(index, dict) or not all(
+        isinstance(v, int) and 0 <= v < 1 << 63 for v in index.values()
+    ):
         raise CorruptArchive("the index is damaged")
     return index
 
@@ -119,7 +122,7 @@ def extract(content: LlmzipFile, names: Sequence[str], target: Path) -> None:
                 _extract(tar, info, target)
         except tarfile.FilterError as error:
             raise LlmzipError(f"not safe to extract: {error}") from None
-        except tarfile.TarError as error:
+        except (tarfile.TarError, KeyError, ValueError, OverflowError) as error:
             raise CorruptArchive(f"{member!r} cannot be read: {error}") from None
 
 

@@ -185,10 +185,11 @@ def _weight_paths(folder: Path) -> list[Path]:
     if (folder / PACKED).is_file():
         return [folder / PACKED]
     if index.is_file():
-        names = set((read_json(index).get("weight_map") or {}).values())
-        if any(not isinstance(n, str) or "/" in n or "\\" in n for n in names):
-            raise UnsupportedModel(f"{index} names a file outside of its folder")
-        return [folder / name for name in sorted(names)]
+        weights = read_json(index).get("weight_map") or {}
+        names = weights.values() if isinstance(weights, dict) else ()
+        if not names or any(not isinstance(n, str) or "/" in n or "\\" in n for n in names):
+            raise UnsupportedModel(f"{index} does not name files of its folder")
+        return [folder / name for name in sorted(set(names))]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise UnsupportedModel(
             f"{folder} holds pickled weights, which can run code when loaded; save the model "

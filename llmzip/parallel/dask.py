@@ -5,12 +5,13 @@
     sizes = dask.compute(*tasks)
 
 The archives equal those of a single process. A task reads its frame's content itself and sends the
-result to the task that writes the target. Needs `pip install llmzip[dask]` and the fsspec package
+result to the task that writes the target. Needs `pip install 'llmzip[dask]'` and the fsspec package
 of the URLs, such as s3fs; workers need llmzip and its models.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +23,20 @@ from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import Frame
+from llmzip.errors import LlmzipError
 from llmzip.parallel.tasks import frame_writer
+
+Coded = tuple[Frame, bytes]  # and a digest of its content
 
 
 def compress(urls: Sequence[str], folder: str, options: Options | None = None) -> list[Any]:
     """A Dask task for each URL, which writes `folder`/NAME.llmz and returns its size in bytes.
 
-    Raises OSError.
+    Raises OSError, LlmzipError; a task raises LlmzipError if its text changes meanwhile.
     """
     options = options or Options()
+    if options.same_environment:
+        raise LlmzipError("same-environment mode works in one process, not with Dask")
     return [_compression(url, f"{folder}/{_name(url)}{container.SUFFIX}", options) for url in urls]
 
 
@@ -67,18 +73,22 @@ def _compression(url: str, target: str, options: Options) -> Any:
     return delayed(_write_archive)(url, target, frames, options)
 
 
-def _encode(url: str, start: int, first: bool, last: bool, options: Options) -> Frame:
+def _encode(url: str, start: int, first: bool, last: bool, options: Options) -> Coded:
     with fsspec.open(url, "rb") as source:
         source.seek(start)
         content = bytes(source.read(options.frame_size))
-    return frame_writer(options).frame(content, first=first, last=last)
+    frame = frame_writer(options).frame(content, first=first, last=last)
+    return frame, hashlib.blake2b(content).digest()
 
 
-def _write_archive(url: str, target: str, frames: list[Frame], options: Options) -> int:
+def _write_archive(url: str, target: str, frames: list[Coded], options: Options) -> int:
     with fsspec.open(url, "rb") as source, fsspec.open(target, "wb") as sink:
         writer = ArchiveWriter(sink, options)
-        for frame in frames:
-            writer.append(frame, source.read(frame.content_length))
+        for frame, digest in frames:
+            content = source.read(frame.content_length)
+            if hashlib.blake2b(content).digest() != digest:
+                raise LlmzipError(f"{url} changed while it was compressed")
+            writer.append(frame, content)
         return int(sink.tell())
 
 

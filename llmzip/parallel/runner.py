@@ -115,8 +115,9 @@ def processes(count: int, pools: int = 1) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
+        running = list((getattr(pool, "_processes", None) or {}).values())  # shutdown forgets them
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
+        for process in running:
             process.terminate()
 
 

@@ -24,7 +24,7 @@ from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import Frame
 from llmzip.errors import LlmzipError
-from llmzip.output import write, writing
+from llmzip.output import beside, write, writing
 
 _DIGEST_BYTES = 16
 _CHUNK = 1 << 20
@@ -44,7 +44,7 @@ class Job:
 
     def beside(self, suffix: str) -> Path:
         """A hidden folder beside the target, for what belongs to this job until it is done."""
-        return self.target.parent / f".{self.target.name[:200]}.{suffix}"
+        return beside(self.target, suffix)
 
 
 @dataclass(frozen=True)
@@ -85,26 +85,31 @@ def tasks_of(job: Job, options: Options, decode: bool) -> list[Task]:
 
 def run_task(task: Task, options: Options) -> int:
     """Write the task's result, unless it exists; returns its length in bytes of content."""
-    key = _key(task, options)
+    content = _content(task)
+    key = _key(task, options, content)
     if _load(task.path, key) is None:
-        result = _decode(task, options) if task.decode else _encode(task, options)
+        result = _decode(task, options) if task.decode else _encode(task, options, content)
         _store(task.path, key, *result)
     return task.length
 
 
 def is_finished(task: Task, options: Options) -> bool:
     """Whether the task's result exists, made from the same content, options and model."""
-    return _load(task.path, _key(task, options)) is not None
+    return _load(task.path, _key(task, options, _content(task))) is not None
 
 
-def _key(task: Task, options: Options) -> str:
-    """A digest of all that the result depends on."""
+def _key(task: Task, options: Options, content: bytes) -> str:
+    """A digest of all that the result depends on; `content` is what is encoded."""
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     about = [task.number, task.start, task.length, task.first, task.last, task.decode]
     about += [getattr(options, name) for name in _KEY_OPTIONS]
     hasher.update(repr(about).encode() + prime_digest(options.prime or b""))
+    if options.same_environment and not task.decode:
+        from llmzip.inference import float_predictor
+
+        hasher.update(json.dumps(float_predictor.environment(options.device)).encode())
     hasher.update(_model_digest(options.model, task.decode))
-    hasher.update(_file_digest(task.job.source) if task.decode else _content(task))
+    hasher.update(_file_digest(task.job.source) if task.decode else content)
     return hasher.hexdigest()
 
 
@@ -127,6 +132,9 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _content(task: Task) -> bytes:
+    """What a task encodes; nothing if it decodes."""
+    if task.decode:
+        return b""
     with task.job.source.open("rb") as file:
         file.seek(task.start)
         content = file.read(task.length)
@@ -135,8 +143,8 @@ def _content(task: Task) -> bytes:
     return content
 
 
-def _encode(task: Task, options: Options) -> tuple[dict[str, Any], bytes]:
-    frame = frame_writer(options).frame(_content(task), first=task.first, last=task.last)
+def _encode(task: Task, options: Options, content: bytes) -> tuple[dict[str, Any], bytes]:
+    frame = frame_writer(options).frame(content, first=task.first, last=task.last)
     about = {field.name: getattr(frame, field.name) for field in fields(frame)}
     return about, about.pop("payload")
 
@@ -184,8 +192,9 @@ def assemble(job: Job, tasks: Sequence[Task], options: Options) -> None:
 def _join_archive(job: Job, tasks: Sequence[Task], options: Options, sink: BinaryIO) -> None:
     writer = ArchiveWriter(sink, options)
     for task in tasks:
-        about, payload = _result(task, options)
-        writer.append(Frame(payload=payload, **about), _content(task))
+        content = _content(task)
+        about, payload = _result(task, options, content)
+        writer.append(Frame(payload=payload, **about), content)
 
 
 def _join_content(job: Job, tasks: Sequence[Task], options: Options, sink: BinaryIO) -> None:
@@ -193,15 +202,15 @@ def _join_content(job: Job, tasks: Sequence[Task], options: Options, sink: Binar
         reader = container.Reader(source)
         for task in tasks:
             frame = reader.next_frame()
-            _, content = _result(task, options)
+            _, content = _result(task, options, b"")
             assert frame is not None
             reader.verify(frame, content)
             sink.write(content)
         reader.next_frame()  # verifies the trailer
 
 
-def _result(task: Task, options: Options) -> tuple[dict[str, Any], bytes]:
-    found = _load(task.path, _key(task, options))
+def _result(task: Task, options: Options, content: bytes) -> tuple[dict[str, Any], bytes]:
+    found = _load(task.path, _key(task, options, content))
     if found is None:
         raise LlmzipError(
             f"{task.job.source} changed, or finished frames were lost: run the same command again"

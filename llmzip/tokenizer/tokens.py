@@ -42,6 +42,8 @@ class Tokens:
                 settings = json.loads(tokenizer_json)
                 # these only trim offsets, add special tokens or truncate texts
                 settings.update(post_processor=None, truncation=None, padding=None)
+                if "dropout" in settings["model"]:  # which is at random
+                    settings["model"]["dropout"] = None
                 self._tokenizer = Tokenizer.from_str(json.dumps(settings))
                 entries = self._tokenizer.get_vocab(with_added_tokens=True)
                 spellings = list(_spellings(settings, entries))
@@ -100,7 +102,10 @@ class Tokens:
 
     def _encode_text(self, text: str, raw: bytes) -> list[int]:
         with _panics_refused():
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            except Exception:  # bare, such as for a character without a token
+                return self._longest_matches(raw)
         proposed = [id if id < self.vocabulary else -1 for id in encoding.ids]
         if self._spell(proposed) == raw:
             return proposed

@@ -8,9 +8,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, BinaryIO
 
-from llmzip.errors import CorruptArchive, TruncatedArchive, UnsupportedArchive
+from llmzip.errors import CorruptArchive, LlmzipError, TruncatedArchive, UnsupportedArchive
 from llmzip.models.packing import layout
 from llmzip.models.packing.blocks import decode_block, encode_block
 from llmzip.models.packing.layout import BLOCK_HEADER, HASH_BYTES, HEADER, Chunk, checksum
@@ -104,11 +105,14 @@ def _map_parallel(
         yield from map(function, blocks)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch
-    with ProcessPoolExecutor(workers, context) as pool:
-        pending: deque[Future[bytes]] = deque()
-        for block in blocks:
-            pending.append(pool.submit(function, block))
-            if len(pending) > workers:
+    try:
+        with ProcessPoolExecutor(workers, context) as pool:
+            pending: deque[Future[bytes]] = deque()
+            for block in blocks:
+                pending.append(pool.submit(function, block))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise LlmzipError("a worker process died, perhaps for lack of memory") from None

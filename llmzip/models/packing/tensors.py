@@ -26,7 +26,7 @@ def read_chunks(source: BinaryIO, length: int) -> Iterator[Chunk]:
     text = source.read(size)
     try:
         tensors = _tensors(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UnsupportedModel("no safetensors file: its header makes no sense") from None
     head += text
     for start in range(0, len(head), layout.BLOCK_LIMIT):
