@@ -271,7 +271,7 @@ def test_an_output_that_is_its_input_is_refused(text: Path, linked: bool) -> Non
 
 
 def test_info_of_a_profile_of_the_future(tmp_path: Path) -> None:
-    packed = llmzip.compress(PROSE.encode(), model=str(TINY), mixing="fast")
+    packed = llmzip.compress(PROSE.encode(), model=str(TINY))
     path = tmp_path / "x.llmz"
     path.write_bytes(packed[:6] + bytes([packed[6] | 0xF0]) + packed[7:])
     done = run("info", path)

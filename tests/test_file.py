@@ -343,8 +343,12 @@ def test_max_length_counts_no_frame_twice(tmp_path: Path) -> None:
 def test_a_loop_over_frames_that_was_left_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "frames_together", lambda device: 3)
     content = [bytes([i]) * 100 for i in range(8)]
-    packed = llmzip.compress(b"".join(content), model=str(TINY), frame_size=100)
-    archive = llmzip.ArchiveReader(io.BytesIO(packed))
+    packed = io.BytesIO()
+    writer = llmzip.ArchiveWriter(packed, llmzip.Options(model=str(TINY), frame_size=100))
+    writer.write(b"".join(content))
+    writer.finish()
+    packed.seek(0)
+    archive = llmzip.ArchiveReader(packed)
     found = [next(iter(archive))]
     found.append(archive.read_frame() or b"")
     for part in archive:

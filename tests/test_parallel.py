@@ -108,9 +108,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     encode = tasks._encode
 
-    def count(task: Task, options: llmzip.Options) -> object:
+    def count(task: Task, options: llmzip.Options, content: bytes) -> object:
         found.append(task.number)
-        return encode(task, options)
+        return encode(task, options, content)
 
     monkeypatch.setattr(tasks, "_encode", count)
     return found

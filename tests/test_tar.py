@@ -170,7 +170,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     (folder / name).write_text(PROSE)
     target = tmp_path / "x.tar.llmz"
     assert run("compress", "--archive", folder, "-o", target, *MODEL).returncode == 0
-    listed = run("extract", target, "--list", *MODEL)
+    listed = run("extract", target, "--list", *MODEL, stdin=subprocess.DEVNULL)
     assert (listed.returncode, listed.stdout) == (0, b"caf\xe9.txt\n")
     assert run("extract", target, "-C", tmp_path / "out", *MODEL).returncode == 0
     assert (tmp_path / "out" / name).read_text() == PROSE

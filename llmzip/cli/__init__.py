@@ -8,6 +8,7 @@ Exit codes: 0 success, 1 a problem with the data or the machine, 2 wrong usage.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
             signal.signal(signal.SIGINT, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no UTF-8
+        with contextlib.suppress(OSError):  # of a descriptor that was exchanged
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no UTF-8
     with warnings.catch_warnings():
         warnings.simplefilter("always", PaddingWarning)
         warnings.showwarning = _show_warning  # type: ignore[assignment]
