@@ -348,7 +348,7 @@ def test_a_loop_over_frames_that_was_left_goes_on(monkeypatch: pytest.MonkeyPatc
     writer.write(b"".join(content))
     writer.finish()
     packed.seek(0)
-    archive = llmzip.ArchiveReader(packed)
+    archive = llmzip.ArchiveReader(packed, llmzip.Options(model=str(TINY)))
     found = [next(iter(archive))]
     found.append(archive.read_frame() or b"")
     for part in archive:
