@@ -80,7 +80,7 @@ class Architecture:
         if min(sizes) < 1 or self.vocab_size < 2 or self.context < 2:
             raise UnsupportedModel("config.json holds a size that is too small")
         if self.layers > _MOST_LAYERS:
-            raise UnsupportedModel(f"config.json has {self.layers} layers")
+            raise UnsupportedModel(f"{self.layers} layers are too many")
         if self.heads % self.kv_heads or self.head_dim % 2 or self.head_dim > 1024:
             raise UnsupportedModel(
                 f"{self.heads} heads of {self.head_dim} over {self.kv_heads} key heads "
