@@ -289,6 +289,7 @@ _REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("yarn", {"change": {"rope.scaling.type": "yarn"}}, "scaled by 'yarn'"),
     ("experts", {"change": {"expert_count": 8}}, "mixture of experts"),
     ("layers", {"change": {"block_count": 4_000_000_000}}, "layers are too many"),
+    ("more layers", {"change": {"block_count": 3}}, "lacks the tensor blk.2.attn_norm"),
     ("fewer layers", {"change": {"block_count": 1}}, "blk.1.attn_k.weight has no exact form"),
     ("missing", {"tensors": {"blk.1.ffn_up.weight": None}}, "lacks the tensor blk.1.ffn_up"),
     ("shape", {"tensors": {"blk.1.ffn_up.weight": np.zeros((8, 8), np.float32)}}, "has shape"),
