@@ -178,6 +178,17 @@ def with_attention(model: str, window: int, folder: Path) -> str:
     return str(target)
 
 
+def chart_settings(results: list[Report], target: Path) -> None:
+    """Bits per byte by the tokens that attention sees, with and without mixing, and by streams."""
+
+    def series(group: str) -> Series:
+        mine = [r for r in results if r["sweep"] == group]
+        return Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])
+
+    both = {"with mixing": series("attention"), "without": series("attention, no mixing")}
+    chart(target, ("tokens that attention sees", both), ("streams", {"": series("streams")}))
+
+
 @command("results/settings.json", TEXTS, MODEL, WINDOWS, STREAMS,
          ATTENTION)  # fmt: skip
 def settings(given: Namespace) -> Report:
@@ -202,11 +213,7 @@ def settings(given: Namespace) -> Report:
         results = sweep(given.model, given.texts, {**attention, **sweeps})
     for result in results:
         result["settings"].pop("model", None)  # of a folder that is gone
-    series = {group: [r for r in results if r["sweep"] == group] for group in [*attention, *sweeps]}
-    chart(given.out.with_suffix(".png"), *(
-        (group, {"": Series([r["name"] for r in mine], [r["bits_per_byte"] for r in mine])})
-        for group, mine in series.items()
-    ))  # fmt: skip
+    chart_settings(results, given.out.with_suffix(".png"))
     return report_of(given.model, sweep="settings", results=results)
 
 
