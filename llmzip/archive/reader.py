@@ -53,16 +53,11 @@ class ArchiveReader:
             yield content
 
     def _next(self) -> bytes | None:
-        if self._running is None:
-            self._running = self._contents()
-        try:
-            return next(self._running)
-        except StopIteration:
-            self._running = None
-            return None
-        except BaseException:
-            self._running = None
-            raise
+        running, self._running = self._running or self._contents(), None
+        content = next(running, None)
+        if content is not None:  # else at the end, where the archive can be asked again
+            self._running = running
+        return content
 
     def _contents(self) -> Iterator[bytes]:
         while frames := self._reader.next_frames(self._together):
