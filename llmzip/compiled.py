@@ -54,9 +54,9 @@ def inlined_in_place(function: Function) -> Function:
 
 
 def compiled_for_integers(function: Function) -> Function:
-    """`compiled`, for floats that hold integers with exact sums: any order of summation and any
-    contraction gives the same."""
-    return _compiled(function, fastmath={"contract", "reassoc"})
+    """`compiled_in_place`, for floats that hold integers with exact sums: any order of summation and
+    any contraction gives the same."""
+    return _compiled(function, fastmath={"contract", "reassoc"}, _nrt=False)
 
 
 def emit_prefetch(builder: Any, address: Any) -> None:

@@ -7,9 +7,16 @@ Shapes: R rows of S streams · T tokens, n keys, D head dimension, G key heads; 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from llmzip.compiled import compiled, compiled_for_integers, inlined
+from llmzip.compiled import (
+    compiled,
+    compiled_for_integers,
+    compiled_in_place,
+    inlined_in_place,
+)
 from llmzip.exact import hadamard, matmul, tables
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
 from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, round_even, scale
@@ -25,6 +32,20 @@ _FROM_BITS = np.int32(0x4B400000 - 46340)  # the bits of ROUNDER
 _C5, _C4 = np.float32(-5.515488239737909e-14), np.float32(4.0780967491826914e-10)
 _C3, _C2 = np.float32(-2.39542805502424e-06), np.float32(0.010616368614137173)
 _C1, _C0 = np.float32(-31.368261337280273), np.float32(0.9535103440284729)
+
+
+class _Scratch(NamedTuple):
+    """Arrays for one row, h queries of a key head at a time, made once for many rows."""
+
+    q: np.ndarray  # int8 [D]
+    queries: np.ndarray  # int8 [h, D], for `matmul`; else
+    float_queries: np.ndarray  # float32 [h, D]
+    q_scales: np.ndarray  # float32 [h]
+    scores: np.ndarray  # int32 [h · n]
+    p: np.ndarray  # float32 [h · n]
+    weights: np.ndarray  # int32 [n]
+    buffer: np.ndarray  # int32, for `matmul`
+    sums: np.ndarray  # int32 [2h, D]
 
 
 @compiled
@@ -52,13 +73,26 @@ def attention_rows(
     out_scales = np.empty(len(total), dtype=np.float32)
     y = np.empty(total.shape[1], dtype=np.float32)
     out = np.empty((heads, head_dim), dtype=np.float32)
+    shared = heads // keys.shape[1]
+    n = min(window, base + count) + 2 * _MULTIPLE
+    scratch = _Scratch(
+        np.empty(head_dim, dtype=np.int8),
+        np.empty((shared, head_dim), dtype=np.int8),
+        np.empty((shared, head_dim), dtype=np.float32),
+        np.empty(shared, dtype=np.float32),
+        np.empty(shared * n, dtype=np.int32),
+        np.empty(shared * n, dtype=np.float32),
+        np.empty(n, dtype=np.int32),
+        np.empty(shared * (max(n, head_dim) + 1) // 2, dtype=np.int32),
+        np.empty((2 * shared, head_dim), dtype=np.int32),
+    )
     for r in range(len(total)):
         s, t = (first + r) // count, (first + r) % count
         at = base + t
+        start = max(0, at + 1 - window)
         scale(total[r], row_scales[r], weight_scale, y)
         _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
-                       scales[s], max(0, at + 1 - window), at, score_scale, heads,
-                       key_block, out)  # fmt: skip
+                       scales[s], start, at, score_scale, key_block, scratch, out)  # fmt: skip
         hadamard.transform_row(out.reshape(-1), block)
         out_scales[r] = quantise(out.reshape(-1), q[r])
     return q, out_scales
@@ -109,7 +143,7 @@ def _weighted_sum(p: np.ndarray, values: np.ndarray, start: int, out: np.ndarray
             out[h, d] = t0
 
 
-@compiled
+@compiled_in_place
 def softmax(
     scores: np.ndarray,
     steps: np.ndarray,
@@ -128,12 +162,12 @@ def softmax(
         top = max(top, np.int32(ordered(bits_of(score))))
     best, total = float_of(np.int32(ordered(top))), np.int64(0)
     for first in range(0, n, _SUMMED):
-        part = np.int32(0)
-        for j in range(first, min(first + _SUMMED, n)):
-            step = (best - p[j]) * q_scale
+        some, found, part = p[first : first + _SUMMED], weights[first : first + _SUMMED], np.int32(0)
+        for j in range(len(some)):  # from 0, else numba asks whether each index is negative
+            step = (best - some[j]) * q_scale
             bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too
             weight = _exp2_weight(np.int32(bits & _STEP_MASK))
-            weights[j] = weight
+            found[j] = weight
             part = np.int32(part + weight)
         total += part
     factor = (_ONE / (np.float32(total) * bound)) * _P
@@ -141,7 +175,7 @@ def softmax(
         p[j] = round_even(np.float32(weights[j]) * scales[j] * factor)
 
 
-@inlined
+@inlined_in_place
 def _exp2_weight(step: np.int32) -> np.int32:
     """round(2^16 · 2^(-t / 1024)) for the step t modulo 1024, halved per octave, and 0 at the
     cutoff. A polynomial of t - 512 gives it, less 46,340; rounded, it is the table's integer for
@@ -154,7 +188,7 @@ def _exp2_weight(step: np.int32) -> np.int32:
     return weight
 
 
-@inlined
+@inlined_in_place
 def _quantise_turned(
     row: np.ndarray, cos: np.ndarray, sin: np.ndarray, block: int, q: np.ndarray
 ) -> np.float32:
@@ -165,7 +199,7 @@ def _quantise_turned(
     return scale
 
 
-@compiled
+@inlined_in_place
 def _attention_row(
     y: np.ndarray,
     cos: np.ndarray,
@@ -177,23 +211,41 @@ def _attention_row(
     start: int,
     at: int,
     score_scale: np.float32,
-    heads: int,
     key_block: int,
+    scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
     """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
-    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    Its key is written to offset `at` of the keys, and sees those from `start`."""
     if keys.ndim == 4:  # known when this is compiled
         _attention_row_by_matmul(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
-                               heads, key_block, out)  # fmt: skip
-        return
-    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
-    n = at + 1 - start
-    q = np.empty(head_dim, dtype=np.int8)
-    queries = np.empty((shared, head_dim), dtype=np.float32)
-    q_scales = np.empty(shared, dtype=np.float32)
-    scores = np.empty((shared, n), dtype=np.float32)
-    weights = np.empty(n, dtype=np.int32)
+                                 key_block, scratch, out)  # fmt: skip
+    else:
+        _attention_row_by_loops(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
+                                key_block, scratch, out)  # fmt: skip
+
+
+@compiled_in_place
+def _attention_row_by_loops(
+    y: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    start: int,
+    at: int,
+    score_scale: np.float32,
+    key_block: int,
+    scratch: _Scratch,
+    out: np.ndarray,
+) -> None:
+    """Of keys and values [G, D, ≥ n]."""
+    q, queries, q_scales = scratch.q, scratch.float_queries, scratch.q_scales
+    groups, (shared, head_dim) = len(keys), queries.shape
+    heads, n = groups * shared, at + 1 - start
+    scores, weights = scratch.p[: shared * n].reshape(shared, n), scratch.weights[:n]
     for g in range(groups):
         steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         for d in range(head_dim):
@@ -217,7 +269,7 @@ def _attention_row(
                 part[h, d] *= bound * _P_UNIT
 
 
-@compiled
+@compiled_in_place
 def _attention_row_by_matmul(
     y: np.ndarray,
     cos: np.ndarray,
@@ -229,20 +281,20 @@ def _attention_row_by_matmul(
     start: int,
     at: int,
     score_scale: np.float32,
-    heads: int,
     key_block: int,
+    scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
-    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
-    groups, head_dim, shared = len(keys), y.shape[1], heads // len(keys)
+    """Of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
+    q, queries, q_scales, sums = scratch.q, scratch.queries, scratch.q_scales, scratch.sums
+    groups, (shared, head_dim) = len(keys), queries.shape
+    heads = groups * shared
     n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
     skipped = start - first  # keys that are read with the others and count for nothing
     width = (skipped + n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-    q = np.empty(head_dim, dtype=np.int8)
-    queries = np.empty((shared, head_dim), dtype=np.int8)
-    q_scales = np.empty(shared, dtype=np.float32)
-    p = np.empty((shared, n), dtype=np.float32)
-    weights = np.empty(n, dtype=np.int32)
+    weights = scratch.weights[:n]
+    scores = scratch.scores[: shared * width].reshape(shared, width)
+    p = scratch.p[: shared * n].reshape(shared, n)
     for g in range(groups):
         steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         matmul.put_key(keys[g], at, q)
@@ -252,13 +304,13 @@ def _attention_row_by_matmul(
         bound = maximum(scales[g, start : at + 1])
         for h in range(shared):
             q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
-        scores = matmul.multiply(queries, keys[g, first // _LANES : (first + width) // _LANES])
+        near = keys[g, first // _LANES : (first + width) // _LANES]
+        matmul.multiply_into(queries, near, scratch.buffer, scores)
         for h in range(shared):
             softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
                     scales[g, start : at + 1], q_scales[h], bound, weights, p[h])  # fmt: skip
-        sums = matmul.weighted_sum(
-            p, skipped, values[g, first // _GROUP : (first + width) // _GROUP]
-        )
+        near_values = values[g, first // _GROUP : (first + width) // _GROUP]
+        matmul.sum_into(p, skipped, near_values, scratch.buffer, sums)
         for h in range(shared):
             for d in range(head_dim):
                 out[g * shared + h, d] = np.float32(sums[h, d]) * (bound * _P_UNIT)

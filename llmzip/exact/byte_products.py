@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled
+from llmzip.compiled import compiled_in_place, inlined_in_place
 from llmzip.exact.tiles import VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
 
 INSTRUCTION = VPDPBUSD_512 if supports("avx512vnni") else VPDPBUSD_256
@@ -32,21 +32,21 @@ def pack(weight: np.ndarray) -> np.ndarray:
     return interleave(weight.view(np.uint8) ^ np.uint8(_OFFSET), INSTRUCTION)
 
 
-@compiled
-def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → int32 [R, N]."""
+@compiled_in_place
+def multiply_into(
+    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray
+) -> None:
+    """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → total int32 [R, N]."""
     (rows, stride), (blocks, groups, step) = q.shape, weight.shape
-    total = np.empty((rows, blocks * _LANES), dtype=np.int32)
-    starts = np.empty(rows, dtype=np.int32)
     for r in range(rows):
         sum = np.int32(0)
         for k in range(stride):
             sum = np.int32(sum + np.int32(q[r, k]))
-        starts[r] = np.int32(-_OFFSET * sum)
+        buffer[r] = np.int32(-_OFFSET * sum)
     pitch, size = blocks * _LANES * 4, groups * step
     for n in range(0, blocks * _LANES, _MULTIPLE):
         w = weight.ctypes.data + n // _LANES * size
-        x, start, y = q.ctypes.data, starts.ctypes.data, total.ctypes.data + 4 * n
+        x, start, y = q.ctypes.data, buffer.ctypes.data, total.ctypes.data + 4 * n
         left = rows
         while left >= _MANY:
             _many(x, stride, w, step, size, groups, start, y, pitch)
@@ -61,10 +61,9 @@ def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
             _two(x, stride, w, step, size, groups, start, y, pitch)
         elif left == 1:
             _one(x, stride, w, step, size, groups, start, y, pitch)
-    return total
 
 
-@compiled
+@compiled_in_place
 def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
     """Store a key int8 [D] at place `at` of keys [n / L, D / 4, 4 · L]."""
     block, lane = keys[at // _LANES], at % _LANES
@@ -72,54 +71,64 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
         block[d // _GROUP, lane * _GROUP + d % _GROUP] = np.uint8(q[d] + np.int16(_OFFSET))
 
 
-@compiled
-def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
+@compiled_in_place
+def sum_into(
+    p: np.ndarray, skipped: int, values: np.ndarray, buffer: np.ndarray, total: np.ndarray
+) -> None:
     """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 4, D, 4], without
-    those `skipped` → int32 [R, D]. As weights are not bytes, the sums of their two bytes are."""
-    rows, (groups, dim, group) = len(p), values.shape
-    limbs = np.zeros((2 * rows, groups * group), dtype=np.uint8)
-    over = np.empty(rows, dtype=np.int64)
+    those `skipped` → the first half of total int32 [2R, D]. As weights are not bytes, the sums of
+    their two bytes are."""
+    (rows, n), (groups, dim, group) = p.shape, values.shape
+    limbs, width, over = buffer.view(np.uint8), groups * group, np.int32(0)
     for r in range(rows):
-        over[r] = _split_bytes(p[r], limbs[2 * r, skipped:], limbs[2 * r + 1, skipped:])
-    sums = _sum_bytes(limbs, values)
-    total = np.empty((rows, dim), dtype=np.int32)
+        high = limbs[2 * r * width : (2 * r + 1) * width]
+        low = limbs[(2 * r + 1) * width : (2 * r + 2) * width]
+        for j in range(skipped):
+            high[j], low[j] = 0, 0
+        over |= _split_bytes(p[r], high[skipped : skipped + n], low[skipped : skipped + n])
+        for j in range(skipped + n, width):
+            high[j], low[j] = 0, 0
+    _sum_bytes(limbs.ctypes.data, width, values, total)
     for r in range(rows):
         for d in range(dim):
-            total[r, d] = np.int32(256) * sums[2 * r, d] + sums[2 * r + 1, d]
-        if over[r] >= 0:
-            value, place = values[(skipped + over[r]) // _GROUP], (skipped + over[r]) % _GROUP
-            for d in range(dim):
-                total[r, d] += np.int32(value[d, place])
-    return total
+            total[r, d] = np.int32(256) * total[2 * r, d] + total[2 * r + 1, d]
+    if over:
+        _add_ones(p, skipped, values, total)
 
 
-@compiled
+@inlined_in_place
 def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
-    """Integers up to 65,536 → their two bytes. Returns the index of 65,536, which is split as
-    65,535, or -1. It occurs at most once, as the sum of all is about 65,536."""
+    """Integers up to 65,536 → their two bytes; those of 65,535 for 65,536. Returns whether there is
+    one."""
     over = np.int32(0)
     for j in range(len(p)):
         value = np.int32(p[j])
         over |= value >> 16
         value = min(value, np.int32(65535))
         high[j], low[j] = np.uint8(value >> 8), np.uint8(value & 255)
-    if over:
-        for j in range(len(p)):
-            if p[j] > np.float32(65535):
-                return j
-    return -1
+    return over
 
 
-@compiled
-def _sum_bytes(p: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """uint8 [R, n], R even · int8 values [n / 4, D, 4] → int32 [R, D]."""
-    (rows, stride), (groups, dim, _) = p.shape, values.shape
-    total = np.empty((rows, dim), dtype=np.int32)
-    starts = np.zeros(8, dtype=np.int32)
-    start, pitch, step, size = starts.ctypes.data, dim * 4, dim * _GROUP, _LANES * _GROUP
+@compiled_in_place
+def _add_ones(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray) -> None:
+    """What 65,536 is above 65,535, to total int32 [≥ R, D]."""
+    for r in range(len(p)):
+        for j in range(p.shape[1]):
+            if p[r, j] > np.float32(65535):
+                value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+                for d in range(len(value)):
+                    total[r, d] += np.int32(value[d, place])
+
+
+@compiled_in_place
+def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> None:
+    """Rows of bytes at an address · int8 values [n / 4, D, 4] → total int32 [R, D], R even."""
+    rows, (groups, dim, _) = len(total), values.shape
+    start, pitch, step, size = _ZEROS.ctypes.data, dim * 4, dim * _GROUP, _LANES * _GROUP
+    first = x
     for d in range(0, dim, _MULTIPLE):
         v = values.ctypes.data + d * _GROUP
-        x, y, left = p.ctypes.data, total.ctypes.data + d * 4, rows
+        x, y, left = first, total.ctypes.data + d * 4, rows
         while left >= 8 and _MANY >= 8:
             _many_p(x, stride, v, step, size, groups, start, y, pitch)
             x, y, left = x + 8 * stride, y + 8 * pitch, left - 8
@@ -131,9 +140,9 @@ def _sum_bytes(p: np.ndarray, values: np.ndarray) -> np.ndarray:
             x, y, left = x + 4 * stride, y + 4 * pitch, left - 4
         if left >= 2:  # there are two for each head
             _two_p(x, stride, v, step, size, groups, start, y, pitch)
-    return total
 
 
+_ZEROS = np.zeros(8, dtype=np.int32)
 _one, _two, _three, _four, _many = (tile(INSTRUCTION, rows) for rows in (1, 2, 3, 4, _MANY))
 _two_p, _four_p, _six_p, _many_p = (
     tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled
+from llmzip.compiled import compiled, compiled_in_place
 from llmzip.exact import A8_LEVELS, ACTIVATION_FLOOR, activations, hadamard
 from llmzip.exact.float_bits import float_of
 
@@ -24,14 +24,14 @@ _GATE_LIMIT = np.float32(activations.GATE_RANGE << activations.GATE_STEP_BITS)
 ROUNDER = np.float32(12582912)
 
 
-@compiled
+@compiled_in_place
 def round_even(x: np.float32) -> np.float32:
     """Half to even, for |x| < 2^22."""
     rounded: np.float32 = (x + ROUNDER) - ROUNDER
     return rounded
 
 
-@compiled
+@compiled_in_place
 def absmax(x: np.ndarray) -> np.float32:
     """max |x|, floored; bit patterns are compared, which are in the same order, NaN last."""
     bits = x.view(np.int32)
@@ -42,7 +42,7 @@ def absmax(x: np.ndarray) -> np.float32:
     return _FLOOR if value < _FLOOR else value
 
 
-@compiled
+@compiled_in_place
 def maximum(x: np.ndarray) -> np.float32:
     """max x of positive floats, whose bit patterns are in the same order and faster to compare."""
     bits, top = x.view(np.int32), np.int32(0)
@@ -52,7 +52,7 @@ def maximum(x: np.ndarray) -> np.float32:
     return value
 
 
-@compiled
+@compiled_in_place
 def quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
     """x [K] → integers, written to q int8 [K]; returns their scale. See `ops.quantise`."""
     scale: np.float32 = absmax(x) * _A8
@@ -61,7 +61,7 @@ def quantise(x: np.ndarray, q: np.ndarray) -> np.float32:
     return scale
 
 
-@compiled
+@compiled_in_place
 def norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
     """x [K] → y [K]. See `ops.rms_norm`."""
     maximum = absmax(x)
@@ -77,7 +77,7 @@ def norm(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) 
         y[i] = x[i] * inverse * weight[i]
 
 
-@compiled
+@compiled_in_place
 def scale(
     total: np.ndarray, row_scale: np.float32, weight_scale: np.ndarray, y: np.ndarray
 ) -> None:
@@ -86,7 +86,7 @@ def scale(
         y[i] = np.float32(total[i]) * row_scale * weight_scale[i]
 
 
-@compiled
+@compiled_in_place
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
     """Rotary embedding of x [D] in place, cos and sin [D / 2]. See `ops.apply_rotary`."""
     half = len(cos)
@@ -96,7 +96,7 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
         x[half + i] = b * cos[i] + a * sin[i]
 
 
-@compiled
+@compiled_in_place
 def silu_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """silu(gate) · up, y [2I] → [I]."""
     size = len(out)

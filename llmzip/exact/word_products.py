@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled
-from llmzip.exact.rows import maximum
+from llmzip.compiled import compiled_in_place
 from llmzip.exact.tiles import VPMADDWD, interleave, supports, tile
 
 INSTRUCTION = VPMADDWD
@@ -33,29 +32,32 @@ def pack(weight: np.ndarray) -> np.ndarray:
     return interleave(weight, INSTRUCTION)
 
 
-@compiled
-def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """int8 [R, K] · packed weights [N / 8, K / 2, 16] → int32 [R, N]."""
-    (rows, inputs), (blocks, groups, size) = q.shape, weight.shape
-    words = np.empty((rows, inputs), dtype=np.int16)
+@compiled_in_place
+def multiply_into(
+    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray
+) -> None:
+    """int8 [R, K] · packed weights [N / 8, K / 2, 16] → total int32 [R, N]."""
+    (rows, inputs), (_, groups, size) = q.shape, weight.shape
+    words = buffer.view(np.int16)
     for r in range(rows):
+        row = words[r * inputs : (r + 1) * inputs]
         for k in range(inputs):
-            words[r, k] = q[r, k]
-    total = np.empty((rows, blocks * _LANES), dtype=np.int32)
-    _cover(words, weight.ctypes.data, size, groups * size, groups, total)
-    return total
+            row[k] = q[r, k]
+    w = weight.ctypes.data
+    _cover(words.ctypes.data, rows, w, size, groups * size, groups, total)
 
 
-@compiled
-def _cover(words: np.ndarray, w: int, step: int, size: int, groups: int, total: np.ndarray) -> None:
-    """words int16 [R, 2 · groups] · weights at the address w → total int32 [R, N], by tiles. `step`
+@compiled_in_place
+def _cover(
+    words: int, rows: int, w: int, step: int, size: int, groups: int, total: np.ndarray
+) -> None:
+    """Words [R, 2 · groups] · weights, both at addresses → total int32 [≥ R, N], by tiles. `step`
     and `size` are the bytes between groups, and between blocks."""
-    rows, outputs = total.shape
-    starts = np.zeros(_MANY, dtype=np.int32)
-    start, stride, pitch = starts.ctypes.data, 2 * words.shape[1], 4 * outputs
+    outputs = total.shape[1]
+    start, stride, pitch = _ZEROS.ctypes.data, 4 * groups, 4 * outputs
     for n in range(0, outputs, _MULTIPLE):
         at = w + (n // _LANES) * size
-        x, y = words.ctypes.data, total.ctypes.data + 4 * n
+        x, y = words, total.ctypes.data + 4 * n
         left = rows
         while left >= _MANY:
             _many(x, stride, at, step, size, groups, start, y, pitch)
@@ -71,7 +73,7 @@ def _cover(words: np.ndarray, w: int, step: int, size: int, groups: int, total: 
             _one(x, stride, at, step, size, groups, start, y, pitch)
 
 
-@compiled
+@compiled_in_place
 def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
     """Store a key int8 [D] at place `at` of keys [n / 8, D / 2, 16]."""
     block, lane = keys[at // _LANES], at % _LANES
@@ -79,44 +81,45 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
         block[d // _GROUP, lane * _GROUP + d % _GROUP] = q[d]
 
 
-@compiled
-def weighted_sum(p: np.ndarray, skipped: int, values: np.ndarray) -> np.ndarray:
+@compiled_in_place
+def sum_into(
+    p: np.ndarray, skipped: int, values: np.ndarray, buffer: np.ndarray, total: np.ndarray
+) -> None:
     """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 2, D, 2], without
-    those `skipped` → int32 [R, D]."""
+    those `skipped` → the first half of total int32 [2R, D]."""
     (rows, n), (groups, dim, group) = p.shape, values.shape
-    words = np.zeros((rows, groups * group), dtype=np.int16)
-    rests = np.zeros((rows, dim), dtype=np.int32)
+    words, width, over = buffer.view(np.int16), groups * group, False
     for r in range(rows):
-        source, row = p[r], words[r, skipped : skipped + n]
-        if maximum(source) <= _LARGEST:
-            for j in range(n):
-                row[j] = np.int16(np.int32(source[j]))
-            continue
+        source, row = p[r], words[r * width : (r + 1) * width]
+        for j in range(skipped):
+            row[j] = 0
+        inner = row[skipped : skipped + n]
+        most = np.int32(0)
         for j in range(n):
             weight = np.int32(source[j])
-            row[j] = np.int16(min(weight, np.int32(_LARGEST)))
-            if weight > _LARGEST:
-                _add_rest(
-                    weight - _LARGEST,
-                    values[(skipped + j) // _GROUP],
-                    (skipped + j) % _GROUP,
-                    rests[r],
-                )
-    total = np.empty((rows, dim), dtype=np.int32)
-    _cover(words, values.ctypes.data, dim * group, _LANES * group, groups, total)
-    for r in range(rows):
-        for d in range(dim):
-            total[r, d] += rests[r, d]
-    return total
+            most = max(most, weight)
+            inner[j] = np.int16(min(weight, np.int32(_LARGEST)))
+        over = over or most > _LARGEST
+        for j in range(skipped + n, width):
+            row[j] = 0
+    _cover(words.ctypes.data, rows, values.ctypes.data, dim * group, _LANES * group, groups, total)
+    if over:
+        _add_rests(p, skipped, values, total)
 
 
-@compiled
-def _add_rest(rest: int, value: np.ndarray, place: int, sums: np.ndarray) -> None:
-    """Add to sums int32 [D] what a weight is above the largest word, for a value int8 [D, 2]."""
-    for d in range(len(sums)):
-        sums[d] = np.int32(sums[d] + np.int32(rest) * np.int32(value[d, place]))
+@compiled_in_place
+def _add_rests(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray) -> None:
+    """What weights are above the largest word, to total int32 [≥ R, D]."""
+    for r in range(len(p)):
+        for j in range(p.shape[1]):
+            rest = np.int32(p[r, j]) - np.int32(_LARGEST)
+            if rest > 0:
+                value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+                for d in range(len(value)):
+                    total[r, d] = np.int32(total[r, d] + np.int32(rest * value[d, place]))
 
 
+_ZEROS = np.zeros(_MANY, dtype=np.int32)
 # The next weights are fetched by every tile, not only by the first of a pair of blocks, which alone
 # waits for them: the same loop without it takes 1.3 to 1.5 times as long, for 16 rows and more.
 _one, _two, _three, _four, _many = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
