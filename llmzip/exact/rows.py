@@ -104,7 +104,8 @@ def silu_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
         step = y[i] * _GATE_STEPS
         step = step if step < _GATE_LIMIT else _GATE_LIMIT  # NaN, too
         step = step if step > -_GATE_LIMIT else -_GATE_LIMIT
-        out[i] = table[np.int32(round_even(step) + _GATE_LIMIT)] * y[i] * y[size + i]
+        place = np.uint32(np.int32(round_even(step) + _GATE_LIMIT))  # not negative
+        out[i] = table[place] * y[i] * y[size + i]
 
 
 @compiled

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmzip.compiled import compiled
+from llmzip.compiled import compiled_in_place
 from llmzip.errors import UnsupportedModel
 from llmzip.exact import tables
+from llmzip.exact.float_bits import bits_of, float_of, ordered
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 _STEP_BITS = 8  # logits are rounded to 1/256 octave
 _UNIT_BITS = 30  # the frequency of the likeliest id is 2^30,
 _OCTAVES = 30  # of ids 30 octaves below it, 1
-_ESCAPE_FREQUENCY = 1 << 14  # of each escape id: about 2^-16, as little is known of them
+_ESCAPE_OCTAVES = 16  # of each escape id, as little is known of them
+_ESCAPE_FREQUENCY = 1 << (_UNIT_BITS - _ESCAPE_OCTAVES)
 _NOT_FINITE = "the model computed a logit that is not finite"
 
 
@@ -67,8 +69,8 @@ class TokenFrequencies:
         frequencies = np.empty((len(logits), len(self._ids)), dtype=np.int32)
         rows = np.ascontiguousarray(logits)
         factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
-        by_id = np.full(self._size, _ESCAPE_FREQUENCY, dtype=np.int32)
-        if not _compute_frequencies(rows, factor, self._mantissas, by_id, self._ids, frequencies):
+        steps = np.full(self._size, _ESCAPE_OCTAVES << _STEP_BITS, dtype=np.int32)
+        if not _compute_frequencies(rows, factor, self._mantissas, steps, self._ids, frequencies):
             raise UnsupportedModel(_NOT_FINITE)
         return frequencies
 
@@ -94,41 +96,37 @@ class TokenFrequencies:
         return frequencies
 
 
-@compiled
+@compiled_in_place
 def _compute_frequencies(
     logits: np.ndarray,
     factor: np.float32,
     mantissas: np.ndarray,
-    by_id: np.ndarray,
+    steps: np.ndarray,
     ids: np.ndarray,
     frequencies: np.ndarray,
 ) -> bool:
-    """`on_device` in one pass. False if a logit is NaN or +infinity, or all are -infinity. Loops
-    are simple, to be vectorised; `by_id` holds the steps first."""
+    """`on_device` in one pass. False if a logit is NaN or +infinity, or all are -infinity. `steps`
+    int32 [≥ V] hold those of escapes."""
     limit = np.float32(_OCTAVES << _STEP_BITS)
     rounder = np.float32(12582912)  # adding and taking it away rounds half to even below 2^22
     infinity = np.int32(0x7F800000)
+    fraction, shift = np.uint32((1 << _STEP_BITS) - 1), np.uint32(_STEP_BITS)
     for s in range(len(logits)):
         row = logits[s]
-        # bit patterns in the order of the floats: those of negative ones are in the opposite
-        patterns, top, low = row.view(np.int32), np.int32(-(2**31)), np.int32(2**31 - 1)
+        top, low = np.int32(-(2**31)), np.int32(2**31 - 1)
         for i in range(len(row)):
-            pattern = np.int32(patterns[i] ^ ((patterns[i] >> 31) & 0x7FFFFFFF))
+            pattern = np.int32(ordered(bits_of(row[i])))
             top, low = max(top, pattern), min(low, pattern)
         if top >= infinity or top <= ~infinity or low < ~infinity:
             return False
-        top = np.int32(top ^ ((top >> 31) & 0x7FFFFFFF))
-        best = np.full(1, top, dtype=np.int32).view(np.float32)[0]
+        best = float_of(np.int32(ordered(top)))
         for i in range(len(row)):
             step = (best - row[i]) * factor
-            by_id[i] = np.int32(((step if step < limit else limit) + rounder) - rounder)
-        for i in range(len(row)):
-            step = np.uint32(by_id[i])
-            mantissa = mantissas[step & np.uint32((1 << _STEP_BITS) - 1)]
-            by_id[i] = mantissa >> np.int32(step >> np.uint32(_STEP_BITS))
+            steps[i] = np.int32(((step if step < limit else limit) + rounder) - rounder)
         out = frequencies[s]
-        for i in range(len(ids)):
-            out[i] = by_id[ids[i]]
+        for i in range(len(ids)):  # no index is negative, which need not be asked if it is unsigned
+            step = np.uint32(steps[np.uint32(ids[i])])
+            out[i] = mantissas[step & fraction] >> np.int32(step >> shift)
     return True
 
 
