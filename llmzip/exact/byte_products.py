@@ -143,7 +143,7 @@ def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> No
 
 
 _ZEROS = np.zeros(8, dtype=np.int32)
-_one, _two, _three, _four, _many = (tile(INSTRUCTION, rows) for rows in (1, 2, 3, 4, _MANY))
+_one, _two, _three, _four, _many = (tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, _MANY))
 _two_p, _four_p, _six_p, _many_p = (
     tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)
 )
