@@ -59,12 +59,12 @@ def compiled_for_integers(function: Function) -> Function:
     return _compiled(function, fastmath={"contract", "reassoc"}, _nrt=False)
 
 
-def emit_prefetch(builder: Any, address: Any) -> None:
-    """LLVM's code for `prefetch`."""
+def emit_prefetch(builder: Any, address: Any, level: int = 1) -> None:
+    """LLVM's code for `prefetch`, into the first or second cache."""
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-    to_read, to_keep, data = number(0), number(3), number(1)
+    to_read, to_keep, data = number(0), number(4 - level), number(1)
     builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
 
 

@@ -77,8 +77,9 @@ def tile(
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
     int32; output, its stride. Of bytes, x is signed and the weights are not; or the reverse, if not
-    `signed`. If `ahead`, the weights of the next pair are fetched into the cache meanwhile: the
-    processor does not do so by itself across the pages of the memory, in which blocks are as long.
+    `signed`. If `ahead`, the weights of the next pair are fetched into the second cache meanwhile:
+    the processor does not do so by itself across the pages of the memory, in which blocks are as
+    long, and the first cache is too small for a pair.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -126,7 +127,7 @@ def tile(
             begins = builder.and_(i, number(per_line - 1))
             with builder.if_then(builder.icmp_signed("==", begins, number(0))):
                 for b in range(PAIR):
-                    emit_prefetch(builder, plus(at, size, PAIR + b))
+                    emit_prefetch(builder, plus(at, size, PAIR + b), level=2)
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
