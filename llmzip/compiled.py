@@ -54,8 +54,8 @@ def inlined_in_place(function: Function) -> Function:
 
 
 def compiled_for_integers(function: Function) -> Function:
-    """`compiled_in_place`, for floats that hold integers with exact sums: any order of summation and
-    any contraction gives the same."""
+    """`compiled_in_place`, for floats that hold integers with exact sums: any order of summation
+    and any contraction gives the same."""
     return _compiled(function, fastmath={"contract", "reassoc"}, _nrt=False)
 
 

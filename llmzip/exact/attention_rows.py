@@ -55,7 +55,10 @@ def attention_rows(
     weight_scale: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
-    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
     base: int,
     window: int,
     score_scale: np.float32,
@@ -65,9 +68,8 @@ def attention_rows(
     key_block: int,
     first: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`arrays` is one layer of a Cache's arrays, which hold `base` tokens; `first` is the number of
-    the first of these rows, in the order of streams and then of tokens."""
-    keys, values, steps, scales = arrays
+    """Keys, values and their scales are one layer of a Cache's arrays, which hold `base` tokens;
+    `first` is the number of the first of these rows, in the order of streams and then of tokens."""
     count = len(cos)
     q = np.empty((len(total), heads * head_dim), dtype=np.int8)
     out_scales = np.empty(len(total), dtype=np.float32)
@@ -91,8 +93,13 @@ def attention_rows(
         at = base + t
         start = max(0, at + 1 - window)
         scale(total[r], row_scales[r], weight_scale, y)
-        _attention_row(y.reshape(-1, head_dim), cos[t], sin[t], keys[s], values[s], steps[s],
-                       scales[s], start, at, score_scale, key_block, scratch, out)  # fmt: skip
+        rows = y.reshape(-1, head_dim)
+        if keys.ndim == 5:  # known when this is compiled
+            _attention_row_by_matmul(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
+                                     start, at, score_scale, key_block, scratch, out)  # fmt: skip
+        else:
+            _attention_row_by_loops(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
+                                    start, at, score_scale, key_block, scratch, out)  # fmt: skip
         hadamard.transform_row(out.reshape(-1), block)
         out_scales[r] = quantise(out.reshape(-1), q[r])
     return q, out_scales
@@ -162,7 +169,11 @@ def softmax(
         top = max(top, np.int32(ordered(bits_of(score))))
     best, total = float_of(np.int32(ordered(top))), np.int64(0)
     for first in range(0, n, _SUMMED):
-        some, found, part = p[first : first + _SUMMED], weights[first : first + _SUMMED], np.int32(0)
+        some, found, part = (
+            p[first : first + _SUMMED],
+            weights[first : first + _SUMMED],
+            np.int32(0),
+        )
         for j in range(len(some)):  # from 0, else numba asks whether each index is negative
             step = (best - some[j]) * q_scale
             bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too
@@ -199,32 +210,6 @@ def _quantise_turned(
     return scale
 
 
-@inlined_in_place
-def _attention_row(
-    y: np.ndarray,
-    cos: np.ndarray,
-    sin: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
-    steps: np.ndarray,
-    scales: np.ndarray,
-    start: int,
-    at: int,
-    score_scale: np.float32,
-    key_block: int,
-    scratch: _Scratch,
-    out: np.ndarray,
-) -> None:
-    """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
-    Its key is written to offset `at` of the keys, and sees those from `start`."""
-    if keys.ndim == 4:  # known when this is compiled
-        _attention_row_by_matmul(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
-                                 key_block, scratch, out)  # fmt: skip
-    else:
-        _attention_row_by_loops(y, cos, sin, keys, values, steps, scales, start, at, score_scale,
-                                key_block, scratch, out)  # fmt: skip
-
-
 @compiled_in_place
 def _attention_row_by_loops(
     y: np.ndarray,
@@ -241,7 +226,8 @@ def _attention_row_by_loops(
     scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
-    """Of keys and values [G, D, ≥ n]."""
+    """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
+    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
     q, queries, q_scales = scratch.q, scratch.float_queries, scratch.q_scales
     groups, (shared, head_dim) = len(keys), queries.shape
     heads, n = groups * shared, at + 1 - start
@@ -285,7 +271,7 @@ def _attention_row_by_matmul(
     scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
-    """Of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
+    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
     q, queries, q_scales, sums = scratch.q, scratch.queries, scratch.q_scales, scratch.sums
     groups, (shared, head_dim) = len(keys), queries.shape
     heads = groups * shared

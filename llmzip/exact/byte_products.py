@@ -33,9 +33,7 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 
 @compiled_in_place
-def multiply_into(
-    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray
-) -> None:
+def multiply_into(q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray) -> None:
     """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → total int32 [R, N]."""
     (rows, stride), (blocks, groups, step) = q.shape, weight.shape
     for r in range(rows):
@@ -52,10 +50,15 @@ def multiply_into(
             _many(x, stride, w, step, size, groups, start, y, pitch)
             x, start, y = x + _MANY * stride, start + 4 * _MANY, y + _MANY * pitch
             left -= _MANY
-        if left >= 4:
+        if left == 7 and _MANY > 7:
+            _seven(x, stride, w, step, size, groups, start, y, pitch)
+        elif left == 6 and _MANY > 6:
+            _six(x, stride, w, step, size, groups, start, y, pitch)
+        elif left == 5:
+            _five(x, stride, w, step, size, groups, start, y, pitch)
+        elif left == 4:
             _four(x, stride, w, step, size, groups, start, y, pitch)
-            x, start, y, left = x + 4 * stride, start + 16, y + 4 * pitch, left - 4
-        if left == 3:
+        elif left == 3:
             _three(x, stride, w, step, size, groups, start, y, pitch)
         elif left == 2:
             _two(x, stride, w, step, size, groups, start, y, pitch)
@@ -97,13 +100,13 @@ def sum_into(
 
 
 @inlined_in_place
-def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> int:
+def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.int32:
     """Integers up to 65,536 → their two bytes; those of 65,535 for 65,536. Returns whether there is
     one."""
-    over = np.int32(0)
+    over: np.int32 = np.int32(0)
     for j in range(len(p)):
         value = np.int32(p[j])
-        over |= value >> 16
+        over = np.int32(over | value >> 16)
         value = min(value, np.int32(65535))
         high[j], low[j] = np.uint8(value >> 8), np.uint8(value & 255)
     return over
@@ -143,7 +146,9 @@ def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> No
 
 
 _ZEROS = np.zeros(8, dtype=np.int32)
-_one, _two, _three, _four, _many = (tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, _MANY))
+_one, _two, _three, _four, _five, _six, _seven, _many = (
+    tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY)
+)
 _two_p, _four_p, _six_p, _many_p = (
     tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)
 )

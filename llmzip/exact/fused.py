@@ -95,12 +95,12 @@ class FusedLlama:
             epsilon, score_scale, gate, heads, head_dim = constants
             for i, layer in enumerate(model.layers):
                 scales = [stack[i] for stack in self._scales]
-                layer_arrays = tuple(part[i] for part in arrays)
+                keys, values, steps, key_scales = (part[i] for part in arrays)
                 q, s = norm_rows(x, self._norms[0][i], epsilon, blocks[0])
                 total = _torch_matmul(layer.qkv, q)
-                q, s = attention_rows(total, s, scales[0], cos, sin, layer_arrays, base, window,
-                                       score_scale, heads, head_dim, blocks[1],
-                                       blocks[4], 0)  # fmt: skip
+                q, s = attention_rows(total, s, scales[0], cos, sin, keys, values, steps,
+                                      key_scales, base, window, score_scale, heads, head_dim,
+                                      blocks[1], blocks[4], 0)  # fmt: skip
                 add_rows(x, _torch_matmul(layer.output, q), s, scales[1])
                 q, s = norm_rows(x, self._norms[1][i], epsilon, blocks[2])
                 q, s = activation_rows(

@@ -58,13 +58,13 @@ def run_step(
     """All layers, with compiled products instead of torch's; see `FusedLlama.forward`."""
     epsilon, score_scale, gate, heads, head_dim = constants
     for i in range(len(norms[0])):
-        layer_arrays = (arrays[0][i], arrays[1][i], arrays[2][i], arrays[3][i])
+        keys, values, steps, scales = arrays[0][i], arrays[1][i], arrays[2][i], arrays[3][i]
         for first in range(0, len(x), _BLOCK):
             part = x[first : first + _BLOCK]
             q, s = norm_rows(part, norms[0][i], epsilon, blocks[0])
             total = multiply(q, weights[0][i])
-            q, s = attention_rows(total, s, weight_scales[0][i], cos, sin, layer_arrays, base,
-                                   window, score_scale, heads, head_dim, blocks[1],
+            q, s = attention_rows(total, s, weight_scales[0][i], cos, sin, keys, values, steps,
+                                   scales, base, window, score_scale, heads, head_dim, blocks[1],
                                    blocks[4], first)  # fmt: skip
             add_rows(part, multiply(q, weights[1][i]), s, weight_scales[1][i])
             q, s = norm_rows(part, norms[1][i], epsilon, blocks[2])

@@ -33,9 +33,7 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 
 @compiled_in_place
-def multiply_into(
-    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray
-) -> None:
+def multiply_into(q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray) -> None:
     """int8 [R, K] · packed weights [N / 8, K / 2, 16] → total int32 [R, N]."""
     (rows, inputs), (_, groups, size) = q.shape, weight.shape
     words = buffer.view(np.int16)

@@ -65,7 +65,7 @@ def _ask(low: np.ndarray, high: np.ndarray, at: int, a: int, b: int) -> int:
 @inlined_in_place
 def _list_of(tokens: SortedTokens, rank: int, at: int, lows: np.ndarray, highs: np.ndarray) -> int:
     """The walk of `walk._code_token` to a rank, for what it asks alone."""
-    low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
+    low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), np.int64(0)
     at = _ask(lows, highs, at, high, SUM)
     while True:
         ends = depth > 0 and tokens.lengths[low] == depth
@@ -77,7 +77,7 @@ def _list_of(tokens: SortedTokens, rank: int, at: int, lows: np.ndarray, highs: 
             at = _ask(lows, highs, at, inner, SUM)
             if rank == low:
                 break
-        value_low, value_high = 0, 256
+        value_low, value_high = np.int64(0), np.int64(256)
         for _ in range(8):
             value = (value_low + value_high) >> 1
             middle = first_from(tokens, inner, high, depth, value)

@@ -153,7 +153,8 @@ def _code_token(
     asked here, in this order."""
     counters = history.counters
     # the tokens low … high - 1 are possible; they agree in `depth` bytes
-    low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), 0
+    # numba takes a plain 0 for a type of its own first, and compiles what it is given to twice
+    low, high, depth = np.int64(0), np.int64(len(tokens.lengths)), np.int64(0)
     # sums of frequencies below low, high
     below, upto = np.int64(0), answers[asked] if answered else sums[len(most)]
     asked += 1
@@ -182,7 +183,7 @@ def _code_token(
                 history, s, low, depth, byte_at(tokens, best, depth), sure, scratch.lookup.hashes
             )
         # of the byte: value_low … value_high - 1 are possible; `part` holds its known bits
-        value_low, value_high, part = 0, 256, 1
+        value_low, value_high, part = np.int64(0), np.int64(256), np.int64(1)
         ended = False
         for step in range(STEPS):
             # the slots of the flag and the first bits are found with whichever comes first

@@ -146,7 +146,7 @@ def _stages(predictor: CompiledPredictor, length: int) -> dict[str, float]:
             arrays = tuple(part[i] for part in cache.arrays)
             q, s = timed("norms", norm_rows, x, model._norms[0][i], epsilon, model._blocks[0])
             total = timed("products", multiply, q, weights[0])
-            q, s = timed("attention", attention_rows, total, s, scales[0], cos, sin, arrays, base,
+            q, s = timed("attention", attention_rows, total, s, scales[0], cos, sin, *arrays, base,
                          cache.window, score_scale, heads, head_dim, model._blocks[1],
                          model._blocks[4], 0)  # fmt: skip
             total = timed("products", multiply, q, weights[1])

@@ -67,21 +67,26 @@ def whole(data: bytes) -> bytes | None:
 
 
 def in_pieces(data: bytes, size: int, limit: int) -> bytes | None:
-    """The same by Decompressor, `size` bytes at a time, `limit` bytes out at a time."""
-    reader, out, at = Decompressor(), bytearray(), 0
-    try:
-        while not reader.eof:
-            fed = b""
-            if reader.needs_input:
-                if at >= len(data):
-                    return None
-                fed, at = data[at : at + size], at + size
-            part = reader.decompress(fed, limit)
-            assert len(part) <= limit
-            out += part
-    except LlmzipError:
-        return None
-    return None if reader.unused_data or at < len(data) else bytes(out)
+    """The same by a Decompressor for each archive, `size` bytes at a time, `limit` bytes out at a
+    time."""
+    out = bytearray()
+    while True:
+        reader, at = Decompressor(), 0
+        try:
+            while not reader.eof:
+                fed = b""
+                if reader.needs_input:
+                    if at >= len(data):
+                        return None
+                    fed, at = data[at : at + size], at + size
+                part = reader.decompress(fed, limit)
+                assert len(part) <= limit
+                out += part
+        except LlmzipError:
+            return None
+        data = reader.unused_data + data[at:]
+        if not data:
+            return bytes(out)
 
 
 def by_seeking(data: bytes, content: bytes | None) -> None:
