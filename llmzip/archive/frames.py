@@ -17,21 +17,22 @@ from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL, SMALL, Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import Progress, silent
-from llmzip.coding.stored import restore, store, stored_costs
+from llmzip.coding.stored import quick_size, restore, store, stored_costs
 from llmzip.coding.streams import STREAM_TOKENS, Cut
 from llmzip.errors import LlmzipError, TooLong
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
 _FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more than more of them;
 _FEWEST_STREAMS = 4  # by default, of content
-_REPETITIVE = 5  # times as long as its stored form
-_SKIP_RATIO = 400  # content that the stored form makes this much smaller needs no model
-# A sample of a large frame is scored first. If the model needs this many times the bits of the
-# stored form, the frame is stored; unless the stored form is small, as mixing may gain there.
+_REPETITIVE = 4.4  # times as long as zstd makes it
+_SKIP_RATIO = 400  # content that zstd makes this much smaller needs no model
+_STORED_GAIN = 0.7  # of what zstd needs, the least that a stored frame takes (texts: 0.80 to 0.99)
+# A sample of a large frame is scored first. If the model needs this many times the bits of zstd,
+# the frame is stored; unless these are few, as mixing may gain there.
 _SNIPPETS = 16
 _SNIPPET_BYTES = 1024
 _SAMPLE_FACTOR = 1.5
-_SAMPLE_BITS_PER_BYTE = 3.0  # of the stored form, at least
+_SAMPLE_BITS_PER_BYTE = 3.2  # of zstd, at least
 
 
 class FrameWriter:
@@ -73,18 +74,18 @@ class FrameWriter:
 
         The model is not tried if a sample shows that it cannot win. Raises LlmzipError.
         """
-        stored = store(content, last)
-        if not self._try_model(content, stored):
-            return stored
+        size = quick_size(content)
+        if not self._may_gain(content, size):
+            return self._stored(content, last)
         _, codec, short = self._with_model()
         options = self._options
         frame = codec.encode(
             content,
-            _cut(options, content, stored),
+            _cut(options, content, size),
             self._progress,
             short=short is not None and first and last and len(content) <= SMALL,
         )
-        return self._smaller(frame, stored, content, first)
+        return self._smaller(frame, size, content, first, last)
 
     def frames(self, contents: Sequence[bytes], *, first: bool, last: bool) -> list[Frame]:
         """`frame` of each of the contents, coded together; `first` if they begin the archive,
@@ -92,55 +93,68 @@ class FrameWriter:
         final = len(contents) - 1
         if not final:
             return [self.frame(contents[0], first=first, last=last)]
+        ends = [last and i == final for i in range(len(contents))]
+        sizes = [quick_size(content) for content in contents]
+        tried = [i for i, size in enumerate(sizes) if self._may_gain(contents[i], size)]
+        others = [i for i in range(len(contents)) if i not in tried]
+        result: dict[int, Frame] = {}
         with ThreadPoolExecutor() as pool:
-            ends = [last and i == final for i in range(len(contents))]
-            result = list(pool.map(store, contents, ends))
-        tried = [i for i, frame in enumerate(result) if self._try_model(contents[i], frame)]
+            stored = pool.map(
+                self._stored, [contents[i] for i in others], [ends[i] for i in others]
+            )
+            result.update(zip(others, stored, strict=True))
         if tried:
             options, (_, codec, _) = self._options, self._with_model()
-            cuts = [_cut(options, contents[i], result[i]) for i in tried]
+            cuts = [_cut(options, contents[i], sizes[i]) for i in tried]
             coded = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
             for i, frame in zip(tried, coded, strict=True):
-                result[i] = self._smaller(frame, result[i], contents[i], first and i == 0)
-        return result
+                begins = first and i == 0
+                result[i] = self._smaller(frame, sizes[i], contents[i], begins, ends[i])
+        return [result[i] for i in range(len(contents))]
 
-    def _try_model(self, content: bytes, stored: Frame) -> bool:
-        """Whether the model may gain; else the stored form is what is written."""
-        tried = len(content) > 1 and len(stored.payload) * _SKIP_RATIO >= len(content)
-        if tried:
-            _, codec, _ = self._with_model()
-            tried = _may_win(codec, content, 8 * len(stored.payload) / len(content))
-        if not tried:
-            self._progress(len(content), len(stored.payload))
-        return tried
+    def _may_gain(self, content: bytes, size: int) -> bool:
+        """Whether the model may make a smaller frame than a stored one; `size` is that of zstd."""
+        if len(content) <= 1 or size * _SKIP_RATIO < len(content):
+            return False
+        _, codec, _ = self._with_model()
+        return _may_win(codec, content, 8 * size / len(content))
 
-    def _smaller(self, frame: Frame, stored: Frame, content: bytes, first: bool) -> Frame:
+    def _stored(self, content: bytes, last: bool) -> Frame:
+        frame = store(content, last)
+        self._progress(len(content), len(frame.payload))
+        return frame
+
+    def _smaller(self, frame: Frame, size: int, content: bytes, first: bool, last: bool) -> Frame:
+        """The model's frame, or a stored one; these are not made if they cannot be smaller."""
         options, (_, codec, _) = self._options, self._with_model()
-        if len(frame.payload) + self._model_fields(frame, first) >= len(stored.payload):
-            self._progress(0, len(stored.payload) - len(frame.payload))
-            return stored
+        needed = len(frame.payload) + self._model_fields(frame, first)
+        if needed >= size * _STORED_GAIN:
+            stored = store(content, last)
+            if needed >= len(stored.payload):
+                self._progress(0, len(stored.payload) - len(frame.payload))
+                return stored
         if (options.verify or options.same_environment) and codec.decode(frame, silent) != content:
             raise LlmzipError("verification failed: the frame does not decode to its content")
-        return replace(frame, last=stored.last)
+        return replace(frame, last=last)
 
 
-def _cut(options: Options, content: bytes, stored: Frame) -> Cut:
+def _cut(options: Options, content: bytes, size: int) -> Cut:
     """Few streams lose less, most of all where a text repeats itself; a GPU needs many."""
     if options.streams is not None or options.stream_tokens is not None:
         return Cut(options.streams, options.stream_tokens or STREAM_TOKENS)
     if options.device.startswith("cuda"):
         return Cut()
-    repetitive = len(stored.payload) * _REPETITIVE < len(content)
+    repetitive = size * _REPETITIVE < len(content)
     return Cut(most=_FEWEST_STREAMS if repetitive else _FEW_STREAMS)
 
 
-def _may_win(codec: FrameCodec, content: bytes, stored_bits: float) -> bool:
-    """Score evenly spaced snippets of a large frame; True if the model may beat the stored form."""
-    if len(content) < 4 * _SNIPPET_BYTES * _SNIPPETS or stored_bits < _SAMPLE_BITS_PER_BYTE:
+def _may_win(codec: FrameCodec, content: bytes, zstd_bits: float) -> bool:
+    """Score evenly spaced snippets of a large frame; True if the model may beat a stored one."""
+    if len(content) < 4 * _SNIPPET_BYTES * _SNIPPETS or zstd_bits < _SAMPLE_BITS_PER_BYTE:
         return True
     stride = len(content) // _SNIPPETS
     snippets = [content[i * stride : i * stride + _SNIPPET_BYTES] for i in range(_SNIPPETS)]
-    return codec.bits_per_byte(snippets) < _SAMPLE_FACTOR * stored_bits
+    return codec.bits_per_byte(snippets) < _SAMPLE_FACTOR * zstd_bits
 
 
 class FrameReader:
@@ -224,7 +238,7 @@ def costs(
     Raises LlmzipError.
     """
     _, codec, _ = codec_for_writing(options)
-    return codec.costs(content, _cut(options, content, store(content, True)), progress)
+    return codec.costs(content, _cut(options, content, quick_size(content)), progress)
 
 
 def archive_costs(
