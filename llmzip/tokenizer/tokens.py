@@ -9,17 +9,19 @@ matching tokens are used instead, and escape ids for bytes that no token spells.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from llmzip.errors import CorruptArchive, UnsupportedModel
 
 _CHUNK = 1 << 16  # bytes for each call of the tokenizer
+_TOGETHER = 16  # chunks for the tokenizer's threads
 _SEAM = 1 << 12  # bytes by which a chunk may be shorter, to end with a line or word
 _INVALID = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of invalid bytes
 _LEAST_VALID = 16  # bytes between invalid ones; if there are fewer, it is no text
@@ -76,9 +78,32 @@ class Tokens:
     def encode(self, data: bytes) -> np.ndarray:
         """Bytes → ids, int32 [n]; `decode(encode(data)) == data` for any bytes."""
         ids: list[int] = []
-        for chunk in _chunks(data):
-            ids += self._encode_chunk(chunk)
+        chunks = _chunks(data)
+        while together := list(itertools.islice(chunks, _TOGETHER)):
+            for chunk, encoding in zip(together, self._encode_together(together), strict=True):
+                ids += self._encode_chunk(chunk, encoding)
         return np.array(ids, dtype=np.int32)
+
+    def _encode_together(self, chunks: list[bytes]) -> list[Encoding | None]:
+        """What the tokenizer makes of each chunk, by its own threads; None where that is to be
+        asked one by one, as for bytes that are no text."""
+        found: list[Encoding | None] = [None] * len(chunks)
+        texts: dict[int, str] = {}
+        for i, chunk in enumerate(chunks):
+            with contextlib.suppress(UnicodeDecodeError):
+                texts[i] = chunk.decode()
+        if len(texts) < 2:
+            return found
+        with _panics_refused():
+            try:
+                encodings = self._tokenizer.encode_batch(
+                    [*texts.values()], add_special_tokens=False
+                )
+            except Exception:  # bare, such as for a character without a token
+                return found
+        for i, encoding in zip(texts, encodings, strict=True):
+            found[i] = encoding
+        return found
 
     def decode(self, ids: np.ndarray) -> bytes:
         """Ids, int [n] → bytes. Raises CorruptArchive for an id without bytes."""
@@ -87,8 +112,10 @@ class Tokens:
         except (TypeError, IndexError):
             raise CorruptArchive("the archive has a token that spells nothing") from None
 
-    def _encode_chunk(self, chunk: bytes) -> list[int]:
+    def _encode_chunk(self, chunk: bytes, encoding: Encoding | None) -> list[int]:
         text = chunk.decode("utf-8", "surrogateescape")
+        if encoding:
+            return self._verified(text, chunk, encoding)
         if _INVALID.search(text) is None:
             return self._encode_text(text, chunk)
         parts = _INVALID.split(text)
@@ -106,6 +133,10 @@ class Tokens:
                 encoding = self._tokenizer.encode(text, add_special_tokens=False)
             except Exception:  # bare, such as for a character without a token
                 return self._longest_matches(raw)
+        return self._verified(text, raw, encoding)
+
+    def _verified(self, text: str, raw: bytes, encoding: Encoding) -> list[int]:
+        """The ids of an encoding of `text`, which spell `raw`."""
         proposed = [id if id < self.vocabulary else -1 for id in encoding.ids]
         if self._spell(proposed) == raw:
             return proposed
