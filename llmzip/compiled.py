@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import config, event
 from numba.core.caching import FunctionCache
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
@@ -117,9 +118,25 @@ def _folder_for(function: Callable[..., Any]) -> Iterator[bool]:
         _settings.CACHE_DIR = given
 
 
+def is_cached(function: Callable[..., Any]) -> bool:
+    """Whether some code of a compiled function is on disk, of these sources and this processor; or
+    none can be."""
+    cache = getattr(function, "_cache", None)
+    return not isinstance(cache, _Cache) or cache.holds_any()
+
+
 class _Cache(FunctionCache):
     """A cache on disk that may be missing, damaged, or written by several processes at once; then
     the function is compiled again."""
+
+    def holds_any(self) -> bool:
+        wanted = self._index_key(None, cpu_target.target_context.codegen())[1:]
+        file: Any = self._cache_file
+        try:
+            found = file._load_index()
+        except Exception:  # unpickling damaged files raises anything
+            return False
+        return any(key[1:] == wanted for key in found)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         """The code holds that of functions from other modules of the package (`inlined`), so it is
@@ -148,8 +165,12 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
-        except Exception as error:  # a full disk, a damaged index
+        except Exception as error:  # a full disk, a damaged index, which the next run makes anew
             _log.debug("compiled code was not cached: %s", error)
+            if not isinstance(error, OSError):
+                file: Any = self._cache_file
+                with contextlib.suppress(OSError):
+                    os.unlink(file._index_path)
 
 
 def _arguments(signature: Any) -> Any:
@@ -174,7 +195,7 @@ class _Notice(event.Listener):
 
     def _log_message(self) -> None:
         if self._active:
-            _log.info("compiling for this processor, once; this takes about ten seconds")
+            _log.info("compiling for this processor, once; this takes about fifteen seconds")
 
 
 _register: Any = event.register

@@ -16,6 +16,16 @@ LlmzipError
 class LlmzipError(Exception):
     """Base of all errors that llmzip raises on purpose."""
 
+    def __str__(self) -> str:
+        """One line, whatever a damaged file or another library's message put into it; the bytes of
+        a file name that is no text are left to whoever prints it."""
+        return "".join(
+            c
+            if c.isprintable() or "\ud800" <= c <= "\udfff"
+            else c.encode("unicode_escape").decode()
+            for c in super().__str__()
+        )
+
 
 class CorruptArchive(LlmzipError):
     """The bytes are damaged, or not an archive."""

@@ -22,7 +22,6 @@ from table_predictor import TablePredictor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmzip.coding.frame_codec import FrameCodec
-from llmzip.coding.streams import Cut
 from llmzip.tokenizer import Tokens
 
 DATA = Path(__file__).parent / "data"
@@ -171,18 +170,11 @@ TOKENIZERS = {
 }
 
 
-# two halves, a minute each, of the code that is compiled after a change of the sources
+# two halves of the code that is compiled after a change of the sources
 _KERNELS = (
     "from llmzip.exact import fused; assert fused.agrees(32, True)",
-    "import conftest; conftest.compile_mixing()",
+    "from llmzip.coding import first_run; first_run.compile_mixing()",
 )
-
-
-def compile_mixing() -> None:
-    """Code a text by a model that needs nothing compiled."""
-    codec = table_frames()
-    frame = codec.encode(PROSE.encode(), Cut(), lambda content, coded: None)
-    assert codec.decode(frame, lambda content, coded: None) == PROSE.encode()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -12,8 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import llmzip.compiled as compiled_module
 from llmzip import folders
+from llmzip.coding import first_run
+from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.progress import silent
+from llmzip.coding.streams import Cut
 from llmzip.compiled import compiled, compiled_for_integers
+from llmzip.inference import base
+from llmzip.mixing.questions import _answer, _list
+from llmzip.mixing.walk import code_rows
 
 
 def _sum(values: np.ndarray) -> float:
@@ -52,9 +60,10 @@ from llmzip import compiled
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 compiled._SILENCE = 0.0
 import loops
+known = compiled.is_cached(loops.double)
 for kind in sys.argv[1:]:
     assert loops.double(numpy.arange(9, dtype=kind)) == 72, kind
-print(sum(loops.double.stats.cache_hits.values()))
+print(sum(loops.double.stats.cache_hits.values()), int(known))
 """
 
 
@@ -75,7 +84,9 @@ class Site:
         process = self.start(*kinds, **environment)
         out, said = process.communicate()
         assert process.returncode == 0, said.decode()
-        return int(out), said.decode()
+        hits, known = map(int, out.split())
+        self.known = bool(known)  # whether the code was cached before
+        return hits, said.decode()
 
     def start(self, *kinds: str, **environment: str) -> subprocess.Popen[bytes]:
         drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
@@ -104,8 +115,10 @@ def test_installed_read_only(site: Site, tmp_path: Path) -> None:
     hits, said = site.run("f4")
     assert (hits, said.count("\n")) == (0, 1)
     assert said.startswith("compiling for this processor")
+    assert not site.known
     assert list(site.home.glob(".cache/llmzip/numba/**/*.nbc"))
     assert site.run("f4") == (1, "")
+    assert site.known
     chosen = tmp_path / "chosen"
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
         folder = chosen / name
@@ -152,6 +165,39 @@ def test_damaged_files(site: Site) -> None:
         for path in site.home.rglob(f"*.{suffix}"):
             path.write_bytes(path.read_bytes()[:-20] if suffix == "nbc" else b"")
         assert site.run("f4")[0] == 0
+        assert site.known == (suffix == "nbc")  # an index that cannot be read tells nothing
+        site.run("f4")  # writes it anew
+        assert site.run("f4")[0] == 1
+
+
+def test_code_of_changed_sources_is_compiled_again(site: Site) -> None:
+    site.run("f4")
+    site.folder.chmod(0o755)
+    (site.folder / "another.py").write_text("")  # whose functions may be inlined
+    assert site.run("f4")[0] == 0
+    assert not site.known
+
+
+def test_the_first_run_compiles_in_two_processes(
+    table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one all that coding needs, and only if asked by the command line."""
+    first_run.compile_mixing()
+    frame = table_codec.encode(b"a text", Cut(), silent)
+    assert table_codec.decode(frame, silent) == b"a text"
+    for function in (code_rows, _list, _answer):
+        assert len(function.signatures) == 1
+    started: list[list[str]] = []
+    monkeypatch.setattr(compiled_module, "is_cached", lambda function: False)
+    monkeypatch.setattr(base, "cores", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
+    monkeypatch.setattr(first_run, "enabled", False)
+    first_run.start()
+    assert not started
+    monkeypatch.setattr(first_run, "enabled", True)
+    first_run.start()
+    first_run.finish()
+    assert started == [[sys.executable, "-m", "llmzip.coding.first_run"]]
 
 
 def test_a_full_disk(site: Site) -> None:

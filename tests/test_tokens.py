@@ -150,6 +150,14 @@ def test_byte_fallbacks_spell_only_what_has_no_token() -> None:
     assert (vocabulary.ids[vocabulary.ranks[found]] == found).all()
 
 
+def test_an_error_is_one_line_whatever_the_file_says() -> None:
+    settings = json.loads(TOKENIZERS["byte-level"]())
+    settings["model"]["merges"] = [["\n\x1b[31m", "x"]]
+    with pytest.raises(UnsupportedModel, match="cannot be read") as caught:
+        Tokens(json.dumps(settings), 300)
+    assert str(caught.value).isprintable()
+
+
 def test_a_tokenizer_that_drops_merges_at_random_does_not() -> None:
     settings = json.loads((TINY / "tokenizer.json").read_text())
     plain = Tokens(json.dumps(settings), 512).encode(PROSE.encode())

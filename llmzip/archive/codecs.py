@@ -228,12 +228,14 @@ def frame_codec(
     """The codec of a model; `kind` is one of PROFILES, `mixing` one of MIXINGS, `window` and
     `overlap` are in tokens."""
     from llmzip import inference
+    from llmzip.coding import first_run
     from llmzip.tokenizer import Tokens
 
     key = (files.digest, kind, window, overlap, device, mixing)
     codec = codec_cache.get(key)
     if codec is None:
         codec_cache.clear()  # first, so that memory holds one model at a time
+        first_run.start()
         context = inference.Context(window, overlap)
         model: Any
         if kind == "plain":
@@ -243,5 +245,6 @@ def frame_codec(
         else:
             model = inference.build(files, activations=kind, context=context, device=device)
         tokens = Tokens(files.tokenizer_json, model.vocabulary)
+        first_run.finish()
         codec = codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
     return codec

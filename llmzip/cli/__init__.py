@@ -21,6 +21,7 @@ from typing import Any
 
 from llmzip.cli import parser
 from llmzip.cli.usage import UsageError
+from llmzip.coding import first_run
 from llmzip.errors import LlmzipError, PaddingWarning
 
 __all__ = ["main"]
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     _received.clear()
+    first_run.enabled = True
     try:
         options = parser.parse(words)
         _set_up_logging(getattr(options, "quiet", False))

@@ -85,7 +85,7 @@ def in_pieces(data: bytes, size: int, limit: int) -> bytes | None:
         except LlmzipError:
             return None
         data = reader.unused_data + data[at:]
-        if not data:
+        if not data.strip(b"\0"):  # padding is not ours to judge
             return bytes(out)
 
 

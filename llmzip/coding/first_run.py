@@ -1,0 +1,64 @@
+"""The first run on a processor compiles for about twenty seconds; here a second process does half.
+
+Compiled code is kept on disk, where the first process then finds what the second has compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+
+enabled = False  # set by the command line: a library starts no processes unasked
+_second: subprocess.Popen[bytes] | None = None
+
+
+def start() -> None:
+    """Begin to compile mixing in a second process, unless it is compiled or there is one core."""
+    global _second
+    if not enabled or _second or getattr(sys, "frozen", False):
+        return
+    from llmzip.compiled import is_cached
+    from llmzip.inference.base import cores
+    from llmzip.mixing.walk import code_rows
+
+    if cores() < 2 or is_cached(code_rows):
+        return
+    with contextlib.suppress(OSError):
+        _second = subprocess.Popen(
+            [sys.executable, "-m", "llmzip.coding.first_run"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what fails here is compiled by the first process
+        )
+
+
+def finish() -> None:
+    """Wait for what `start` began."""
+    global _second
+    if _second:
+        _second.wait()
+        _second = None
+
+
+def compile_mixing() -> None:
+    """Compile what coding needs, by coding one token of a vocabulary of bytes."""
+    import numpy as np
+
+    from llmzip.coding.token_coder import TokenEncoder
+    from llmzip.mixing.questions import answers_of, questions_of
+    from llmzip.mixing.state import new_state
+    from llmzip.mixing.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary([bytes([value]) for value in range(256)])
+    frequencies, ranks = np.ones((1, 256), dtype=np.int32), np.zeros(1, dtype=np.int32)
+    TokenEncoder(vocabulary, new_state(1, 1)).code(frequencies, 0, 1, ranks)
+    questions = questions_of(vocabulary)
+    size = int(questions.counts(ranks).sum())
+    answers_of(frequencies, ranks, questions, np.zeros(1, dtype=np.int64), size)
+
+
+if __name__ == "__main__":
+    compile_mixing()
