@@ -18,12 +18,22 @@ _LOW = (1 << _WORD) - 1
 
 
 class Categorical:
-    def __init__(self, *, perfect: bool) -> None:
+    """A family; a model if it is given weights, float64 [K]."""
+
+    def __init__(self, weights: np.ndarray | None = None, *, perfect: bool) -> None:
         assert not perfect
+        self._one = None if weights is None else self._bounds(weights[None])
+
+    def bounds(self, weights: np.ndarray | int) -> np.ndarray:
+        """float64 [n, K] → where each symbol begins and the last ends, int64 [n, K + 1].
+
+        A model takes n instead."""
+        if self._one is not None:
+            return np.broadcast_to(self._one, (int(weights), self._one.shape[1]))
+        return self._bounds(weights)
 
     @staticmethod
-    def bounds(weights: np.ndarray) -> np.ndarray:
-        """float64 [n, K] → where each symbol begins and the last ends, int64 [n, K + 1]."""
+    def _bounds(weights: np.ndarray) -> np.ndarray:
         n, k = weights.shape
         before = np.cumsum(weights, axis=1) - weights  # integers below 2^53: exact
         scale = ((1 << _PRECISION) - k) / weights.sum(1)
@@ -54,8 +64,12 @@ class RangeEncoder:
         self._lower, self._range = 0, _ALL
 
     def encode(
-        self, symbols: np.ndarray, family: Categorical | Bernoulli, weights: np.ndarray
+        self,
+        symbols: np.ndarray,
+        family: Categorical | Bernoulli,
+        weights: np.ndarray | None = None,
     ) -> None:
+        weights = len(symbols) if weights is None else weights
         for symbol, bounds in zip(symbols.tolist(), family.bounds(weights), strict=True):
             left, right = int(bounds[symbol]), int(bounds[symbol + 1])
             scale = self._range >> _PRECISION
@@ -70,6 +84,9 @@ class RangeEncoder:
         if self._lower > _ALL:
             self._lower &= _ALL
             _carry(self._words)
+
+    def pos(self) -> tuple[int, tuple[int, int]]:
+        return len(self._words), (self._lower, self._range)
 
     def num_words(self) -> int:
         return len(self.get_compressed())
