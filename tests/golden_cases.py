@@ -12,6 +12,7 @@ from llmzip import ArchiveWriter, Options
 _MIXED = b"\n".join(content for name, content in AWKWARD.items() if name != "all bytes")
 
 PRIME = PROSE[:300].encode()
+_SAMPLE = (TINY.parent / "sample.txt").read_bytes()  # several windows of `small`
 
 CASES: dict[str, tuple[bytes, Options]] = {
     "empty": (b"", Options(model=str(TINY))),
@@ -31,6 +32,7 @@ CASES: dict[str, tuple[bytes, Options]] = {
         Options(model=str(TINY), frame_size=400),
     ),
     "base": (PROSE.encode(), Options(model="base", streams=2)),
+    "sliding": (_SAMPLE[:1500], Options(model="small")),
     "primed": (
         PROSE[200:].encode(),
         Options(model=str(TINY), context=(64, 32), streams=2, prime=PRIME),
