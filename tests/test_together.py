@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,15 @@ from conftest import PROSE
 from test_mixing import VOCABULARY
 
 import llmzip
-from llmzip.archive import options, reader, writer
+from llmzip.archive import container, options, reader, writer
+from llmzip.coding import frame_codec
+from llmzip.coding.frame import Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import silent
 from llmzip.coding.streams import Cut
 from llmzip.coding.token_coder import TokenEncoder
 from llmzip.errors import CorruptArchive
+from llmzip.inference import base
 from llmzip.mixing.distribution import of_answers
 from llmzip.mixing.level import LEVELS
 from llmzip.mixing.questions import answers_of, questions_of
@@ -72,6 +77,40 @@ def test_batches_that_fit_into_memory(
     alone = [table_codec.encode(content, Cut(2), silent) for content in CONTENTS]
     assert together.encode_together(CONTENTS, 4 * [Cut(2)], silent) == alone
     assert together.decode_together(alone, silent) == CONTENTS
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, 1), (1 << 40, 2)])
+def test_frames_wait_for_memory(
+    table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch, limit: int, expected: int
+) -> None:
+    """As many at a time as there are cores, or one, if all together need more than the limit."""
+    codec = copy(table_codec)
+    codec.predictor = copy(table_codec.predictor)
+    monkeypatch.setattr(codec.predictor, "uses_torch", False)
+    monkeypatch.setattr(frame_codec, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(base, "cores", lambda: 2)
+    meeting = threading.Barrier(expected, timeout=20)
+    encode, active, most = FrameCodec.encode, 0, 0
+
+    def counted(*given: Any, **options: Any) -> Frame:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        meeting.wait()
+        frame = encode(*given, **options)
+        active -= 1
+        return frame
+
+    monkeypatch.setattr(FrameCodec, "encode", counted)
+    codec.encode_together(CONTENTS, 4 * [Cut(2)], silent)
+    assert most == expected
+
+
+def test_no_more_frames_are_read_ahead_than_one_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = written(CONTENT[:1200])
+    source = container.Reader(io.BytesIO(archive))
+    monkeypatch.setattr(container, "FRAME_LIMIT", 600)
+    assert [frame.content_length for frame in source.next_frames(9)] == [300, 300]
 
 
 def test_progress_is_told_in_full(together: FrameCodec) -> None:
