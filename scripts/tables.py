@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring.published import PUBLISHED
+from measuring.published import PUBLISHED, net
 
 from llmzip.bench import summary
 from llmzip.bench.report import DIRECTIONS, markdown_table, pair
@@ -68,19 +68,6 @@ def kept(report: Report) -> list[str]:
 def ordered(report: Report, key: str) -> list[Any]:
     """The values of a key in the results, each once."""
     return list(dict.fromkeys(r[key] for r in report["results"]))
-
-
-ZPAQ_FIXED = 1015  # bytes that zpaq -m5 spends on any archive
-
-
-def net(report: Report) -> Report:
-    """A report whose results of zpaq are less what it spends on any archive."""
-    for r in report["results"]:
-        if r["codec"].startswith("zpaq"):
-            r["codec"] += ", net"
-            r["compressed_bytes"] -= ZPAQ_FIXED
-            r["bits_per_byte"] -= 8 * ZPAQ_FIXED / r["bytes"]
-    return report
 
 
 # of results/benchmarks/, which has all files and codecs
@@ -221,30 +208,33 @@ model | float32, bits per byte | a8 | a16
 
 @shown("results/performance.md")
 def engine() -> str:
-    report = read("engine.json")
-    rates, stages = [], []
-    for row in report["results"]:
-        for rows, share in row["decoding_shares"].items():
-            rate = row["flops_a_token"] / row["products"][rows] / 1e9
-            done = f"{share:.0%} of {row['decoding'][rows] * 1e6:,.0f} us"
-            rates.append({"name": row["name"], "what": f"decoding {rows} streams", "rate": rate,
-                          "done": done})  # fmt: skip
-        rate = row["flops_a_token"] / row["products"]["64"] / 1e9
-        done = f"{row['encoding_share']:.0%} of {row['encoding'] * 1e6:,.0f} us"
-        rates.append({"name": row["name"], "what": "encoding", "rate": rate, "done": done})
-        spent = {"frequencies": row["frequencies"], **row["stages"]}
-        shares = {part: t / sum(spent.values()) for part, t in spent.items()}
-        stages.append({"name": row["name"], **shares})
-    found = filled("""
-model | | GOP/s of its products alone | they would take of a token
-{name} | {what} | {rate:.0f} | {done}
-""", rates, 2)  # fmt: skip
+    """Both kinds of instructions, side by side."""
+    reports = {"VNNI": read("engine.json"), "AVX2": read("engine-avx2.json")}
+    rates: dict[tuple[str, str], list[str]] = {}
+    stages = []
+    for kind, report in reports.items():
+        for row in report["results"]:
+            ways = {f"decoding, {rows} streams": (rows, row["decoding"][rows])
+                    for rows in row["decoding"]}  # fmt: skip
+            for way, (rows, spent) in {**ways, "encoding": ("64", row["encoding"])}.items():
+                alone = row["products"][rows]
+                rates.setdefault((row["name"], way), []).extend(
+                    [f"{row['flops_a_token'] / alone / 1e9:.0f}",
+                     f"{alone / spent:.0%} of {spent * 1e6:,.0f} us"]
+                )  # fmt: skip
+            taken = {"frequencies": row["frequencies"], **row["stages"]}
+            shares = {part: t / sum(taken.values()) for part, t in taken.items()}
+            stages.append({"name": f"{row['name']}, {kind}", **shares})
+    heads = " | ".join(f"{kind}: products alone, GOP/s | they would take of a token"
+                       for kind in reports)  # fmt: skip
+    found = markdown_table(f"model | | {heads}", ([*key, *row] for key, row in rates.items()), 2)
     parts = filled("""
 model, encoding | products of layers | head | attention | norms | gates | sums | frequencies
 {name} | {products:.0%} | {head:.0%} | {attention:.0%} | {norms:.0%} | {gates:.0%} | {sums:.0%} \
 | {frequencies:.0%}
 """, stages)  # fmt: skip
-    return noted([*found, "", *parts], report, f"Instruction: {report['instruction']}.\n")
+    names = " and ".join(f"`{report['instruction']}`" for report in reports.values())
+    return noted([*found, "", *parts], reports["VNNI"], f"Instructions: {names}, one machine.\n")
 
 
 @shown("docs/research.md")

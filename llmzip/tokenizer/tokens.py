@@ -21,7 +21,7 @@ from tokenizers import Encoding, Tokenizer
 from llmzip.errors import CorruptArchive, UnsupportedModel
 
 _CHUNK = 1 << 16  # bytes for each call of the tokenizer
-_TOGETHER = 16  # chunks for the tokenizer's threads
+_TOGETHER = 4  # chunks for the tokenizer's threads
 _SEAM = 1 << 12  # bytes by which a chunk may be shorter, to end with a line or word
 _INVALID = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of invalid bytes
 _LEAST_VALID = 16  # bytes between invalid ones; if there are fewer, it is no text

@@ -19,7 +19,7 @@ from llmzip.bench.report import rows as rows_of
 from llmzip.errors import LlmzipError
 from llmzip.output import write
 from measuring import MODEL, MODELS, TEXTS, Report, argument, command, report_of
-from measuring.published import PUBLISHED
+from measuring.published import PUBLISHED, net
 
 RIVAL = "xz -9e"
 FIGURES = ("bits_per_byte", "encode_mb_s", "decode_mb_s", "encode_peak_mb")
@@ -98,7 +98,7 @@ def comparison(given: Namespace) -> Report:
     name = given.texts[0].name
     first = [row for row in report["results"] if row["file"] == name]
     others = [(p.name.split(",")[0], p.alice29, p.slowest, p.fastest) for p in PUBLISHED]
-    plot({**report, "results": first}, given.out.with_suffix(".png"), name,
+    plot(net({**report, "results": first}), given.out.with_suffix(".png"), name,
          others if name == "alice29.txt" else [])  # fmt: skip
     return report
 

@@ -6,7 +6,7 @@ https://www.byronknoll.com/cmix.html, and its speed as users report it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Published(NamedTuple):
@@ -24,3 +24,16 @@ PUBLISHED = (
     Published("Nacrith, SmolLM2-135M in float, GPU", 0.918, None, 0.1, 3),
     Published("cmix v21", 1.63, 1.82, 1, 2),
 )
+
+ZPAQ_FIXED = 1015  # bytes that zpaq -m5 spends on any archive
+
+
+def net(report: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a report whose results of zpaq are less what it spends on any archive."""
+    results = [dict(r) for r in report["results"]]
+    for r in results:
+        if r["codec"].startswith("zpaq"):
+            r["codec"] += ", net"
+            r["compressed_bytes"] -= ZPAQ_FIXED
+            r["bits_per_byte"] -= 8 * ZPAQ_FIXED / r["bytes"]
+    return {**report, "results": results}
