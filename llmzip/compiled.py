@@ -130,9 +130,9 @@ class _Cache(FunctionCache):
     the function is compiled again."""
 
     def holds_any(self) -> bool:
-        wanted = self._index_key(None, cpu_target.target_context.codegen())[1:]
         file: Any = self._cache_file
         try:
+            wanted = self._index_key(None, cpu_target.target_context.codegen())[1:]
             found = file._load_index()
         except Exception:  # unpickling damaged files raises anything
             return False
@@ -163,12 +163,16 @@ class _Cache(FunctionCache):
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
-        except Exception as error:  # a full disk, a damaged index, which the next run makes anew
-            _log.debug("compiled code was not cached: %s", error)
-            if not isinstance(error, OSError):
-                file: Any = self._cache_file
+        file: Any = self._cache_file
+        for _ in range(2):
+            try:
+                super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+                return
+            except OSError as error:  # a full disk
+                _log.debug("compiled code was not cached: %s", error)
+                return
+            except Exception as error:  # a damaged index, which is then made anew
+                _log.debug("the index of compiled code is damaged: %s", error)
                 with contextlib.suppress(OSError):
                     os.unlink(file._index_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,14 +41,15 @@ def _silent(*_: int) -> None:
 
 def archive(content: bytes, **options: object) -> bytes:
     sink = io.BytesIO()
-    writer = ArchiveWriter(sink, Options(model=str(TINY), **options))  # type: ignore[arg-type]
+    given: dict[str, Any] = {"model": str(TINY), **options}
+    writer = ArchiveWriter(sink, Options(**given))
     writer.write(content)
     writer.finish()
     return sink.getvalue()
 
 
-def restored(data: bytes) -> bytes:
-    return llmzip.decompress(data, model=str(TINY))
+def restored(data: bytes, model: str = str(TINY)) -> bytes:
+    return llmzip.decompress(data, model=model)
 
 
 def kinds(data: bytes) -> list[int]:
@@ -162,6 +164,18 @@ def test_any_content(content: bytes) -> None:
     data = archive(content)
     assert restored(data) == content
     assert len(data) <= len(content) * 1.001 + 32
+
+
+@pytest.mark.parametrize("kind", ["text", "random"])
+def test_content_of_a_few_bytes(kind: str) -> None:
+    """Alone, and in the last frame of several."""
+    text = PROSE.encode() if kind == "text" else random.Random(2).randbytes(99)
+    for length in range(26):
+        data = archive(text[:length], model="nano")
+        assert restored(data, "nano") == text[:length]
+        assert len(data) <= length + 16
+        content = PROSE.encode()[:100] + text[:length]
+        assert restored(archive(content, frame_size=100)) == content
 
 
 @pytest.mark.parametrize("activations", ["a8", "a16"])

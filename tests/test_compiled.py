@@ -15,16 +15,18 @@ import pytest
 import llmzip.compiled as compiled_module
 from llmzip import folders
 from llmzip.coding import first_run
-from llmzip.coding.frame_codec import FrameCodec
-from llmzip.coding.progress import silent
-from llmzip.coding.streams import Cut
 from llmzip.compiled import compiled, compiled_for_integers
 from llmzip.inference import base
-from llmzip.mixing.questions import _answer, _list
-from llmzip.mixing.walk import code_rows
 
 
 def _sum(values: np.ndarray) -> float:
+    total = np.float32(0)
+    for value in values:
+        total += value * value
+    return total
+
+
+def _integer_sum(values: np.ndarray) -> float:  # cached by name, whatever the options
     total = np.float32(0)
     for value in values:
         total += value * value
@@ -38,7 +40,7 @@ def test_sums_are_neither_reordered_nor_contracted() -> None:
 
 def test_sums_of_integers_are_the_same_in_any_order() -> None:
     values = np.random.default_rng(1).integers(-127, 128, 1000).astype(np.float32)
-    assert compiled_for_integers(_sum)(values) == _sum(values)
+    assert compiled_for_integers(_integer_sum)(values) == _sum(values)
 
 
 # Where compiled code is cached
@@ -166,38 +168,70 @@ def test_damaged_files(site: Site) -> None:
             path.write_bytes(path.read_bytes()[:-20] if suffix == "nbc" else b"")
         assert site.run("f4")[0] == 0
         assert site.known == (suffix == "nbc")  # an index that cannot be read tells nothing
-        site.run("f4")  # writes it anew
-        assert site.run("f4")[0] == 1
+        assert site.run("f4")[0] == 1  # it was made anew
 
 
 def test_code_of_changed_sources_is_compiled_again(site: Site) -> None:
     site.run("f4")
+    assert site.run("f4")[0] == 1
     site.folder.chmod(0o755)
     (site.folder / "another.py").write_text("")  # whose functions may be inlined
+    site.folder.chmod(0o555)
     assert site.run("f4")[0] == 0
     assert not site.known
+    assert site.run("f4")[0] == 1
+
+
+SAME = """
+from conftest import PROSE, table_frames
+from llmzip.coding import first_run
+from llmzip.coding.progress import silent
+from llmzip.coding.streams import Cut
+from llmzip.mixing.questions import _answer, _list
+from llmzip.mixing.walk import code_rows
+first_run.compile_mixing()
+codec = table_frames()
+assert codec.decode(codec.encode(PROSE.encode(), Cut(), silent), silent) == PROSE.encode()
+assert [len(function.signatures) for function in (code_rows, _list, _answer)] == [1, 1, 1]
+"""
+
+
+def test_the_second_process_compiles_all_that_coding_needs() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", SAME], env=environment, check=True)
 
 
 def test_the_first_run_compiles_in_two_processes(
-    table_codec: FrameCodec, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The second one all that coding needs, and only if asked by the command line."""
-    first_run.compile_mixing()
-    frame = table_codec.encode(b"a text", Cut(), silent)
-    assert table_codec.decode(frame, silent) == b"a text"
-    for function in (code_rows, _list, _answer):
-        assert len(function.signatures) == 1
-    started: list[list[str]] = []
+    """If asked by the command line; no module comes from the current folder."""
     monkeypatch.setattr(compiled_module, "is_cached", lambda function: False)
     monkeypatch.setattr(base, "cores", lambda: 2)
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
-    monkeypatch.setattr(first_run, "enabled", False)
+    (tmp_path / "numba.py").write_text("import pathlib; pathlib.Path('ran').write_text('')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     first_run.start()
-    assert not started
+    assert first_run._second is None
     monkeypatch.setattr(first_run, "enabled", True)
+    monkeypatch.setattr(first_run, "_WORK", "import numba; open('done', 'w').close()")
     first_run.start()
+    assert first_run._second
     first_run.finish()
-    assert started == [[sys.executable, "-m", "llmzip.coding.first_run"]]
+    assert first_run._second is None
+    assert [path.name for path in tmp_path.iterdir()] == ["numba.py", "done"]
+
+
+def test_a_second_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_module, "is_cached", lambda function: False)
+    monkeypatch.setattr(base, "cores", lambda: 2)
+    monkeypatch.setattr(first_run, "enabled", True)
+    monkeypatch.setattr(first_run, "_WORK", "import time; time.sleep(600)")
+    monkeypatch.setattr(first_run, "_PATIENCE", 0.01)
+    first_run.start()
+    process = first_run._second
+    assert process
+    first_run.finish()
+    assert process.returncode
 
 
 def test_a_full_disk(site: Site) -> None:

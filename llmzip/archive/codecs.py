@@ -235,16 +235,19 @@ def frame_codec(
     codec = codec_cache.get(key)
     if codec is None:
         codec_cache.clear()  # first, so that memory holds one model at a time
-        first_run.start()
         context = inference.Context(window, overlap)
         model: Any
-        if kind == "plain":
-            from llmzip.inference import float_predictor
+        first_run.start()
+        try:
+            if kind == "plain":
+                from llmzip.inference import float_predictor
 
-            model = float_predictor.FloatPredictor(files, context, device)
-        else:
-            model = inference.build(files, activations=kind, context=context, device=device)
-        tokens = Tokens(files.tokenizer_json, model.vocabulary)
-        first_run.finish()
+                model = float_predictor.FloatPredictor(files, context, device)
+            else:
+                model = inference.build(files, activations=kind, context=context, device=device)
+            tokens = Tokens(files.tokenizer_json, model.vocabulary)
+            first_run.finish()
+        finally:
+            first_run.stop()
         codec = codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
     return codec

@@ -48,7 +48,7 @@ class Writer:
 
     def write(self, frame: Frame, content: bytes) -> None:
         """Append a frame that decodes to `content`; after the last frame also the trailer."""
-        assert len(content) == frame.content_length <= FRAME_LIMIT
+        assert len(frame.payload) <= len(content) == frame.content_length <= FRAME_LIMIT
         fields = write_frame_header(frame, self._header)
         self._sink.write(fields + frame.payload)
         if frame.content_length > SMALL:

@@ -70,47 +70,51 @@ class FrameWriter:
         return _MODEL_FIELDS + len(texts + header.certificate + header.prime)
 
     def frame(self, content: bytes, *, first: bool, last: bool) -> Frame:
-        """The smallest of a raw, zstd, LZMA and model frame.
+        """The smallest of a raw, zstd, LZMA and model frame; stored ones are not made where they
+        hardly ever win.
 
         The model is not tried if a sample shows that it cannot win. Raises LlmzipError.
         """
-        size = quick_size(content)
-        if not self._may_gain(content, size):
-            return self._stored(content, last)
-        _, codec, short = self._with_model()
-        options = self._options
-        frame = codec.encode(
-            content,
-            _cut(options, content, size),
-            self._progress,
-            short=short is not None and first and last and len(content) <= SMALL,
-        )
-        return self._smaller(frame, size, content, first, last)
+        size, coded = quick_size(content), None
+        if self._may_gain(content, size):
+            _, codec, short = self._with_model()
+            options = self._options
+            coded = codec.encode(
+                content,
+                _cut(options, content, size),
+                self._progress,
+                short=short is not None and first and last and len(content) <= SMALL,
+            )
+        stored = store(content, last) if self._may_lose(coded, size, first) else None
+        return self._smaller(coded, stored, content, first, last)
 
     def frames(self, contents: Sequence[bytes], *, first: bool, last: bool) -> list[Frame]:
         """`frame` of each of the contents, coded together; `first` if they begin the archive,
         `last` if they end it."""
-        final = len(contents) - 1
-        if not final:
+        count = len(contents)
+        if count == 1:
             return [self.frame(contents[0], first=first, last=last)]
-        ends = [last and i == final for i in range(len(contents))]
-        sizes = [quick_size(content) for content in contents]
-        tried = [i for i, size in enumerate(sizes) if self._may_gain(contents[i], size)]
-        others = [i for i in range(len(contents)) if i not in tried]
-        result: dict[int, Frame] = {}
+        begins = [first and i == 0 for i in range(count)]
+        ends = [last and i == count - 1 for i in range(count)]
+        coded: list[Frame | None] = [None] * count
+        stored: list[Frame | None] = [None] * count
         with ThreadPoolExecutor() as pool:
-            stored = pool.map(
-                self._stored, [contents[i] for i in others], [ends[i] for i in others]
-            )
-            result.update(zip(others, stored, strict=True))
-        if tried:
-            options, (_, codec, _) = self._options, self._with_model()
-            cuts = [_cut(options, contents[i], sizes[i]) for i in tried]
-            coded = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
-            for i, frame in zip(tried, coded, strict=True):
-                begins = first and i == 0
-                result[i] = self._smaller(frame, sizes[i], contents[i], begins, ends[i])
-        return [result[i] for i in range(len(contents))]
+            sizes = list(pool.map(quick_size, contents))
+            tried = [i for i in range(count) if self._may_gain(contents[i], sizes[i])]
+            if tried:
+                _, codec, _ = self._with_model()
+                cuts = [_cut(self._options, contents[i], sizes[i]) for i in tried]
+                found = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
+                for i, frame in zip(tried, found, strict=True):
+                    coded[i] = frame
+            others = [i for i in range(count) if self._may_lose(coded[i], sizes[i], begins[i])]
+            made = pool.map(store, [contents[i] for i in others], [ends[i] for i in others])
+            for i, frame in zip(others, made, strict=True):
+                stored[i] = frame
+        return [
+            self._smaller(*frame)
+            for frame in zip(coded, stored, contents, begins, ends, strict=True)
+        ]
 
     def _may_gain(self, content: bytes, size: int) -> bool:
         """Whether the model may make a smaller frame than a stored one; `size` is that of zstd."""
@@ -119,23 +123,28 @@ class FrameWriter:
         _, codec, _ = self._with_model()
         return _may_win(codec, content, 8 * size / len(content))
 
-    def _stored(self, content: bytes, last: bool) -> Frame:
-        frame = store(content, last)
-        self._progress(len(content), len(frame.payload))
-        return frame
+    def _may_lose(self, coded: Frame | None, size: int, first: bool) -> bool:
+        """Whether a stored frame may be smaller than the model's."""
+        return coded is None or self._needed(coded, first) >= size * _STORED_GAIN
 
-    def _smaller(self, frame: Frame, size: int, content: bytes, first: bool, last: bool) -> Frame:
-        """The model's frame, or a stored one; these are not made if they cannot be smaller."""
+    def _needed(self, coded: Frame, first: bool) -> int:
+        return len(coded.payload) + self._model_fields(coded, first)
+
+    def _smaller(
+        self, coded: Frame | None, stored: Frame | None, content: bytes, first: bool, last: bool
+    ) -> Frame:
+        """The model's frame or the stored one, whichever is smaller."""
+        if coded is None:
+            assert stored is not None
+            self._progress(len(content), len(stored.payload))
+            return stored
+        if stored is not None and self._needed(coded, first) >= len(stored.payload):
+            self._progress(0, len(stored.payload) - len(coded.payload))
+            return stored
         options, (_, codec, _) = self._options, self._with_model()
-        needed = len(frame.payload) + self._model_fields(frame, first)
-        if needed >= size * _STORED_GAIN:
-            stored = store(content, last)
-            if needed >= len(stored.payload):
-                self._progress(0, len(stored.payload) - len(frame.payload))
-                return stored
-        if (options.verify or options.same_environment) and codec.decode(frame, silent) != content:
+        if (options.verify or options.same_environment) and codec.decode(coded, silent) != content:
             raise LlmzipError("verification failed: the frame does not decode to its content")
-        return replace(frame, last=last)
+        return replace(coded, last=last)
 
 
 def _cut(options: Options, content: bytes, size: int) -> Cut:

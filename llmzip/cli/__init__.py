@@ -59,6 +59,8 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         # where Python calls back from C, an interruption can come out as another exception
         return _interrupted() if _received else _failed(error)
+    finally:
+        first_run.enabled = False
 
 
 def _failed(error: Exception) -> int:

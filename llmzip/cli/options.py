@@ -64,7 +64,7 @@ def set_threads(count: int | None) -> None:
     if count < 0:
         raise UsageError(f"{count} threads; 0 means all cores")
     count = count or os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(count)
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)  # tokenizers' too
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
 

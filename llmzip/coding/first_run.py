@@ -6,18 +6,19 @@ Compiled code is kept on disk, where the first process then finds what the secon
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 
 enabled = False  # set by the command line: a library starts no processes unasked
 _second: subprocess.Popen[bytes] | None = None
+_PATIENCE = 120.0  # seconds
+_WORK = "from llmzip.coding import first_run; first_run.compile_mixing()"
 
 
 def start() -> None:
     """Begin to compile mixing in a second process, unless it is compiled or there is one core."""
     global _second
-    if not enabled or _second or getattr(sys, "frozen", False):
+    if not enabled or _second or not sys.executable or getattr(sys, "frozen", False):
         return
     from llmzip.compiled import is_cached
     from llmzip.inference.base import cores
@@ -25,10 +26,11 @@ def start() -> None:
 
     if cores() < 2 or is_cached(code_rows):
         return
-    with contextlib.suppress(OSError):
+    # isolated: no module comes from the current folder, which `-m` would look into first
+    code = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; " + _WORK
+    with contextlib.suppress(OSError, ValueError):
         _second = subprocess.Popen(
-            [sys.executable, "-m", "llmzip.coding.first_run"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            [sys.executable, "-I", "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what fails here is compiled by the first process
@@ -36,9 +38,18 @@ def start() -> None:
 
 
 def finish() -> None:
-    """Wait for what `start` began."""
+    """Wait for what `start` began, or end it if it takes too long."""
+    if _second:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _second.wait(_PATIENCE)
+        stop()
+
+
+def stop() -> None:
+    """End what `start` began."""
     global _second
     if _second:
+        _second.terminate()
         _second.wait()
         _second = None
 
@@ -58,7 +69,3 @@ def compile_mixing() -> None:
     questions = questions_of(vocabulary)
     size = int(questions.counts(ranks).sum())
     answers_of(frequencies, ranks, questions, np.zeros(1, dtype=np.int64), size)
-
-
-if __name__ == "__main__":
-    compile_mixing()

@@ -29,8 +29,9 @@ def store(content: bytes, last: bool) -> Frame:
 
 
 def quick_size(content: bytes) -> int:
-    """The bytes that zstd needs in little time: a measure of how much `content` repeats itself."""
-    return len(zstandard.ZstdCompressor(level=_QUICK_LEVEL).compress(content))
+    """The bytes that raw or zstd need in little time: a measure of how much `content` repeats."""
+    packed = zstandard.ZstdCompressor(level=_QUICK_LEVEL).compress(content)
+    return min(len(content), len(packed))
 
 
 def restore(frame: Frame) -> bytes:

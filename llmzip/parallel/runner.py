@@ -124,4 +124,5 @@ def processes(count: int, pools: int = 1) -> Iterator[ProcessPoolExecutor]:
 def _set_threads(threads: int) -> None:
     import torch
 
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of tokenizers
     torch.set_num_threads(threads)
