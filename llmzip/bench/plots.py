@@ -59,7 +59,7 @@ def plot(
         x, y = 1000 * row["decode_mb_s"], row["bits_per_byte"]
         near = [at for at in places if abs(at[1] - y) < 0.02 and 0.5 < at[0] / x < 2]
         places.setdefault(near[0] if near else (x, y), []).append(row["codec"])
-    figure, ax = pyplot.subplots(figsize=(7, 4.2))
+    figure, ax = pyplot.subplots(figsize=(8, 4.2))
     height = max(y for _, y in places) - min(y for _, y in places)
     for (x, y), names in places.items():
         own = any(name.startswith("llmzip") for name in names)
@@ -75,7 +75,7 @@ def plot(
                     fontsize=9, color="tab:gray")  # fmt: skip
     text = text or f"{rows[0]['bytes'] / 1e6:,.1f} MB"
     ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {text}")
-    ax.margins(x=0.25, y=0.12)
+    ax.margins(x=0.12, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
