@@ -241,6 +241,8 @@ def models(given: Namespace) -> Report:
 
     A megabyte takes about two minutes for a model of 4 MB, in proportion for larger ones.
     """
+    import scipy.stats  # noqa: F401  # of the power law: fails now rather than after minutes
+
     report = compare(given.texts, Options(), models=given.model, rivals=[RIVAL])
     rows = summary(report)
     total = {r["codec"]: r for r in rows if r["category"] == rows[-1]["category"]}
