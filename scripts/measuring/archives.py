@@ -261,7 +261,7 @@ def models(given: Namespace) -> Report:
                 own, smaller["bits_per_byte"], smaller["bytes"]
             )
     law = _power_law(results)
-    labels = {"parameters": "parameters", "bytes": "bytes as shipped", "decode_mb_s": "MB/s"}
+    labels = {"bytes": "bytes as shipped", "decode_mb_s": "MB/s, decoding"}
     chart(given.out.with_suffix(".png"), *(
         (label, {m["name"]: Series([m[key]], [m["bits_per_byte"]]) for m in results})
         for key, label in labels.items()
