@@ -139,7 +139,7 @@ def test_a_malformed_environment(environment: str, archive: bytes, gpt2: Path) -
     assert model is not None
     sink = io.BytesIO()
     writer = container.Writer(sink, write_header(replace(model, environment=environment)))
-    writer.write(Frame(MODEL, 3, b"....", 1, 1, last=True), b"abc")
+    writer.write(Frame(MODEL, 3, b"...", 1, 1, last=True), b"abc")
     with pytest.raises(CorruptArchive):
         llmzip.decompress(sink.getvalue(), model=str(gpt2))
 
