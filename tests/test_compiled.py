@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -210,28 +211,38 @@ def test_the_first_run_compiles_in_two_processes(
     (tmp_path / "numba.py").write_text("import pathlib; pathlib.Path('ran').write_text('')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    first_run.start()
-    assert first_run._second is None
-    monkeypatch.setattr(first_run, "enabled", True)
     monkeypatch.setattr(first_run, "_WORK", "import numba; open('done', 'w').close()")
-    first_run.start()
-    assert first_run._second
-    first_run.finish()
-    assert first_run._second is None
-    assert [path.name for path in tmp_path.iterdir()] == ["numba.py", "done"]
+    with first_run.second_process():  # not enabled
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["numba.py"]
+    monkeypatch.setattr(first_run, "enabled", True)
+    with first_run.second_process():
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "numba.py"]
 
 
-def test_a_second_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_second_process_never_stays(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Neither if it takes too long, nor after an error."""
+    monkeypatch.setattr(first_run, "enabled", True)
     monkeypatch.setattr(compiled_module, "is_cached", lambda function: False)
     monkeypatch.setattr(base, "cores", lambda: 2)
-    monkeypatch.setattr(first_run, "enabled", True)
     monkeypatch.setattr(first_run, "_WORK", "import time; time.sleep(600)")
-    monkeypatch.setattr(first_run, "_PATIENCE", 0.01)
-    first_run.start()
-    process = first_run._second
-    assert process
-    first_run.finish()
-    assert process.returncode
+    monkeypatch.setattr(first_run, "_PATIENCE", 600 if fails else 0.01)
+    started: list[subprocess.Popen[bytes]] = []
+    start = first_run._start
+
+    def noted() -> subprocess.Popen[bytes] | None:
+        process = start()
+        assert process
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(first_run, "_start", noted)
+    with contextlib.suppress(KeyError), first_run.second_process():
+        if fails:
+            raise KeyError
+    assert started[0].returncode
 
 
 def test_a_full_disk(site: Site) -> None:

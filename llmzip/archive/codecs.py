@@ -237,8 +237,7 @@ def frame_codec(
         codec_cache.clear()  # first, so that memory holds one model at a time
         context = inference.Context(window, overlap)
         model: Any
-        first_run.start()
-        try:
+        with first_run.second_process():
             if kind == "plain":
                 from llmzip.inference import float_predictor
 
@@ -246,8 +245,5 @@ def frame_codec(
             else:
                 model = inference.build(files, activations=kind, context=context, device=device)
             tokens = Tokens(files.tokenizer_json, model.vocabulary)
-            first_run.finish()
-        finally:
-            first_run.stop()
         codec = codec_cache[key] = FrameCodec(tokens, model, mixing=mixing)
     return codec

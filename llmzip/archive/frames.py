@@ -26,7 +26,7 @@ _FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more th
 _FEWEST_STREAMS = 4  # by default, of content
 _REPETITIVE = 4.4  # times as long as zstd makes it
 _SKIP_RATIO = 400  # content that zstd makes this much smaller needs no model
-_STORED_GAIN = 0.7  # of what zstd needs, the least that a stored frame takes (texts: 0.80 to 0.99)
+_LEAST_STORED = 0.7  # of what zstd needs, the least that a stored frame takes (texts: 0.80 to 0.99)
 # A sample of a large frame is scored first. If the model needs this many times the bits of zstd,
 # the frame is stored; unless these are few, as mixing may gain there.
 _SNIPPETS = 16
@@ -125,7 +125,7 @@ class FrameWriter:
 
     def _may_lose(self, coded: Frame | None, size: int, first: bool) -> bool:
         """Whether a stored frame may be smaller than the model's."""
-        return coded is None or self._needed(coded, first) >= size * _STORED_GAIN
+        return coded is None or self._needed(coded, first) >= size * _LEAST_STORED
 
     def _needed(self, coded: Frame, first: bool) -> int:
         return len(coded.payload) + self._model_fields(coded, first)

@@ -58,13 +58,14 @@ def _read_prime(name: str) -> bytes:
 
 
 def set_threads(count: int | None) -> None:
-    """Set the number of threads of torch, whether it is loaded or not. Raises UsageError."""
+    """Set the number of threads of torch, whether it is loaded or not, and of the tokenizer. Raises
+    UsageError."""
     if count is None:
         return
     if count < 0:
         raise UsageError(f"{count} threads; 0 means all cores")
     count = count or os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)  # tokenizers' too
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
 

@@ -8,50 +8,49 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 enabled = False  # set by the command line: a library starts no processes unasked
-_second: subprocess.Popen[bytes] | None = None
 _PATIENCE = 120.0  # seconds
 _WORK = "from llmzip.coding import first_run; first_run.compile_mixing()"
 
 
-def start() -> None:
-    """Begin to compile mixing in a second process, unless it is compiled or there is one core."""
-    global _second
-    if not enabled or _second or not sys.executable or getattr(sys, "frozen", False):
+@contextlib.contextmanager
+def second_process() -> Iterator[None]:
+    """Meanwhile, compile mixing in a second process, unless it is compiled or there is one core. At
+    the end it is waited for, but not for ever; after an error it is ended."""
+    process = _start()
+    if process is None:
+        yield
         return
+    try:
+        yield
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _start() -> subprocess.Popen[bytes] | None:
+    if not enabled or not sys.executable or getattr(sys, "frozen", False):
+        return None
     from llmzip.compiled import is_cached
     from llmzip.inference.base import cores
     from llmzip.mixing.walk import code_rows
 
     if cores() < 2 or is_cached(code_rows):
-        return
+        return None
     # isolated: no module comes from the current folder, which `-m` would look into first
     code = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; " + _WORK
     with contextlib.suppress(OSError, ValueError):
-        _second = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-I", "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what fails here is compiled by the first process
         )
-
-
-def finish() -> None:
-    """Wait for what `start` began, or end it if it takes too long."""
-    if _second:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            _second.wait(_PATIENCE)
-        stop()
-
-
-def stop() -> None:
-    """End what `start` began."""
-    global _second
-    if _second:
-        _second.terminate()
-        _second.wait()
-        _second = None
+    return None
 
 
 def compile_mixing() -> None:

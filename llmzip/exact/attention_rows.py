@@ -169,11 +169,8 @@ def softmax(
         top = max(top, np.int32(ordered(bits_of(score))))
     best, total = float_of(np.int32(ordered(top))), np.int64(0)
     for first in range(0, n, _SUMMED):
-        some, found, part = (
-            p[first : first + _SUMMED],
-            weights[first : first + _SUMMED],
-            np.int32(0),
-        )
+        some, found = p[first : first + _SUMMED], weights[first : first + _SUMMED]
+        part = np.int32(0)
         for j in range(len(some)):  # from 0, else numba asks whether each index is negative
             step = (best - some[j]) * q_scale
             bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too

@@ -91,7 +91,8 @@ _first_stages: Any = intrinsic(_typed_first_stages)
 
 @compiled_in_place
 def transform_row(x: np.ndarray, block: int) -> None:
-    """Transform x float32 [K] in place, two stages in each pass over the row, or the first four."""
+    """Transform x float32 [K], contiguous, in place: two stages in each pass over the row, or the
+    first four."""
     size = len(x)
     distance = size // block
     if distance == 1 and size >= _LANES:
