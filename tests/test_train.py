@@ -285,6 +285,7 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
         ("depth = 3\n[mix]\na = 1", "unknown settings: depth"),
         ("sequence = 100\n[mix]\na = 1", "no multiple"),
         ("[mix]\na = 0", "positive share"),
+        ("quantised_share = 0.5\n[mix]\na = 1", "quantised_share 0.5 is not"),
         ("not toml", "cannot be read"),
     ],
 )

@@ -36,6 +36,7 @@ class Config:
     other_rate: float = 0.004  # AdamW, of embeddings and norms
     warmup_steps: int = 50
     decay_share: float = 0.3  # of the time budget, at its end
+    quantised_share: float = 0.15  # likewise: steps are then a quarter slower
     seed: int = 1
     compile: bool = False  # torch.compile of each layer, on GPUs only
 
@@ -56,6 +57,11 @@ class Config:
             )
         if not any(self.mix.values()) or min(self.mix.values()) < 0:
             raise LlmzipError("the mix has no category with a positive share")
+        if not 0 <= self.quantised_share <= self.decay_share <= 1:
+            raise LlmzipError(
+                f"quantised_share {self.quantised_share} is not between 0 and decay_share "
+                f"{self.decay_share}"
+            )
         if not 0 <= self.distill_weight <= 1:
             raise LlmzipError(f"distill_weight {self.distill_weight} is not between 0 and 1")
 

@@ -157,9 +157,13 @@ def _config(name: str, sequence: int, method: Method) -> Config:
         other_rate=0.001,
         warmup_steps=10,
         distill_weight=method.distill_weight,
+        decay_share=1.0,
+        quantised_share=1.0,
     )
+    if not method.prune_from:
+        return config
     # pruned layers are farther from where they will end than a whole model
-    return replace(config, other_rate=0.002, decay_share=0.5) if method.prune_from else config
+    return replace(config, other_rate=0.002, decay_share=0.5, quantised_share=0.15)
 
 
 def _pruned(files: models.ModelFiles, method: Method, texts: list[bytes]) -> models.ModelFiles:

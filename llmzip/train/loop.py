@@ -69,10 +69,10 @@ def train(
 ) -> tuple[PreTrainedModel, Progress]:
     """Train for `budget` seconds (of this call) on what `data.prepare` left in `work`.
 
-    `stable` holds the rate, `decay` lets it fall to nothing with quantisation switched on, `all`
-    does one after the other, in the shares that the config gives. Checkpoints and the loss curve
-    go to `work` (or `log`). `network` is trained on instead of a fresh one. With a `teacher`, its
-    predictions are learned, too; the loss that is logged stays that of the texts. `max_steps`
+    `stable` holds the rate, `decay` lets it fall to nothing and ends with quantisation switched on,
+    `all` does one after the other, in the shares that the config gives. Checkpoints and the loss
+    curve go to `work` (or `log`). `network` is trained on instead of a fresh one. With a `teacher`,
+    its predictions are learned, too; the loss that is logged stays that of the texts. `max_steps`
     replaces the budget, for runs that must not depend on speed. Raises LlmzipError for too few
     tokens.
     """
@@ -97,6 +97,8 @@ def train(
         teacher.to(accelerator.device)
     nats_to_bits = _bits_per_byte(work)
     decay_from = {"stable": 1.0, "decay": 0.0, "all": 1 - config.decay_share}[phase]
+    quantised_from = 1.0 if phase == "stable" else 1 - config.quantised_share
+    keep_stable = phase != "stable"
     first_step, saved, start = progress.step, time.time(), time.time()
     before = progress.seconds
     log = log or work / "loss.jsonl"
@@ -116,9 +118,11 @@ def train(
             break
         if max_steps is not None:  # tests: by steps, which are the same on every machine
             spent = steps / max_steps
-        if spent >= decay_from and not trainee.quantised:
+        if spent >= decay_from and keep_stable:
+            keep_stable = False
             if main:
                 _save(work / "stable.safetensors", network, optimisers, progress)
+        if spent >= quantised_from and not trainee.quantised:
             trainee.quantise()
         falling = 1.0 if spent < decay_from else max(0.01, (1 - spent) / (1 - decay_from))
         optim.set_rates(
