@@ -366,12 +366,24 @@ class Coding:
         return np.append(frequencies(run.logits), np.full(escapes, 1 << 14))[self.ids]
 
     def prime_ids(self) -> list[int]:
+        """Only of primes whose plain segmentation is that of section 5: one part, in UTF-8, whose
+        tokens spell it."""
         if not self.prime:
             return []
+        if len(self.prime) > 65536:
+            raise NotImplementedError("a prime of over 65,536 bytes, which is cut into parts first")
+        try:
+            text = self.prime.decode()
+        except UnicodeDecodeError:
+            raise NotImplementedError("a prime that is not UTF-8") from None
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.model.tokenizer)
-        return list(tokenizer.encode(self.prime.decode(), add_special_tokens=False).ids)
+        tokenizer.encode_special_tokens = True
+        ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
+        if b"".join(self.texts[self.ranks[id]] for id in ids if id in self.ranks) != self.prime:
+            raise NotImplementedError("a prime that its tokens do not spell")
+        return ids
 
 
 # --- The container: docs/format.md, sections 2 to 4 and 10 ----------------------------------------
