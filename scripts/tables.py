@@ -161,7 +161,7 @@ whole processes, {report["bytes"] / 1e6:g} MB of prose | bits per byte | compres
                 shares = pair(p, "roofline_share", ".0%")
                 lines.append({**p, **kb_s, "name": label, "shares": shares})
     streams = filled("""
-streams | bits per byte | KB/s | tokens/s, decoding | share of the sgemm roofline
+streams | bits per byte | KB/s | tokens/s, decoding | speed, relative to float32 products alone
 {name} | {bits_per_byte:.3f} | {encode:.1f} / {decode:.1f} | {decode_tokens_s:,.0f} | {shares}
 """, lines)  # fmt: skip
     note = f"{machine(report)}, model `{own}`, {report['date']}."
@@ -186,8 +186,10 @@ model | | KB/s a core | core-hours a TB | price | {hours} | cores that one run f
 {{name}} | {{way}} | {{kb_s_a_core:.1f}} | {{core_hours_a_terabyte:,.0f}} \
 | {{price_a_terabyte:,.0f}} | {cells} | {{cores_that_one_assembly_feeds:,.0f}}
 """, lines, 2)  # fmt: skip
+    measured = report["rates_from"]["machine"]
+    assert measured["threads"] == 2
     note = (
-        f"Rates of one core of {machine(report)}; the price assumes "
+        f"Half the rates of two cores of {measured['processor']}; the price assumes "
         f"{report['assumed_price_of_a_core_hour']:g} a core-hour; frames are put together at "
         f"{report['assembly_mb_s']:.0f} MB/s (measured); {report['date']}."
     )
