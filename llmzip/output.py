@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -44,7 +45,8 @@ def writing(
         raise IsADirectoryError(errno.EISDIR, "is a directory", os.fspath(target))
     if path.exists() and not overwrite:
         raise _exists(target)
-    with _replacing(path, Path(target), overwrite, private=like is not None) as file:
+    private = like is not None and os.path.isfile(like)  # else nothing gives it its mode below
+    with _replacing(path, Path(target), overwrite, private=private) as file:
         yield file
         if like is not None and os.path.isfile(like):
             file.flush()  # the temporary file gets mode and times before the target's name
@@ -101,8 +103,12 @@ def _open_special(path: Path) -> BinaryIO:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """A hidden name beside a path, for what is temporary."""
-    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of 255 bytes at most
+    """A hidden name beside a path, for what is temporary; a digest tells names apart that have to
+    be cut."""
+    whole = os.fsencode(path.name)
+    name = whole[:200].decode("utf-8", "ignore")  # of 255 bytes at most
+    if name != path.name:
+        name += "-" + hashlib.blake2b(whole, digest_size=8).hexdigest()
     return path.with_name(f".{name}.{suffix}")
 
 

@@ -155,6 +155,15 @@ def test_what_was_left_is_used_only_if_it_fits(
     assert jobs[0].target.read_bytes() == alone(jobs[0])
 
 
+def test_long_names_that_begin_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["n" * 210 + end for end in "ab"]
+    for name in names:
+        (tmp_path / name).write_text(PROSE + name)
+    jobs = [Job(tmp_path / name, tmp_path / "out" / f"{name}.llmz") for name in names]
+    runner.run(jobs, OPTIONS, workers=2)
+    check(jobs)
+
+
 def test_a_worker_that_dies_is_said() -> None:
     with runner.processes(1) as pool, pytest.raises(llmzip.LlmzipError, match="worker process"):
         runner._result(pool.submit(os._exit, 3))  # type: ignore[arg-type]
