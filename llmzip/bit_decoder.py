@@ -16,7 +16,7 @@ from llmzip.compiled import inlined_in_place
 LOWER, RANGE, POINT, NEXT = range(4)
 _U24, _U32 = np.uint64(24), np.uint64(32)
 _SMALLEST = np.uint64(1 << 32)
-_SLACK = 3  # words beyond the last that a payload may make a decoder ask for: all zeros
+_SLACK = 3  # a payload may make a decoder ask for one word more than this beyond its own: zeros
 
 
 def new_coder(words: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`llmzip doctor`: does this machine compute the same bits as others?
 
-It compares digests of exact operations and of the embedded models with stored ones.
+It compares digests of exact operations and of the embedded and installed models with stored ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ PROBE = (
     '{"id": 17, "name": "Zoë", "ok": true}\t2026-01-31T23:59:59Z ERROR 404\r\n'
 ).encode() * 3
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "constriction", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "constriction", "numpy",
+    "numba", "llvmlite",  # which compile what most archives are made by
+)  # fmt: skip
 
 
 def probe(name: str, device: str, kinds: tuple[str, ...] = ("a8", "a16")) -> dict[str, str]:
@@ -57,10 +60,12 @@ def examine(device: str = "cpu") -> dict[str, Any]:
 
     try:
         checks = selftest.check_operations(device)
-        for name in models.EMBEDDED:
-            expected = models.embedded_record(name)
+        records = {name: models.embedded_record(name) for name in models.EMBEDDED}
+        known = models.installable()
+        records |= {name: known[name] for name in models.installed() if name in known}
+        for name, expected in records.items():
             checks[f"model {name}, files"] = models.load(name).digest.hex() == expected["digest"]
-            for activations, digest in probe(name, device).items():
+            for activations, digest in probe(name, device, tuple(expected["probe"])).items():
                 right = digest == expected["probe"][activations]
                 checks[f"model {name}, {activations}"] = right
     except (RuntimeError, AssertionError) as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import io
 import os
 import re
 import secrets
@@ -16,11 +18,35 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _LINK_LIMIT = 40  # links that lead to each other, as in Linux
 # open descriptors, which shells name like this for process substitution
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|\d+)(?:/task/\d+)?)/fd/(\d+)")
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors of the system within name a file, if they name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
+
+
+class _File(io.FileIO):
+    """A file to write to, whose errors name the target, whatever its own name is until it is
+    complete: else a full disk would seem to be the source's matter."""
+
+    def __init__(self, file: Any, mode: str, target: Path, opener: Any = None) -> None:
+        super().__init__(file, mode, opener=opener)
+        self._target = str(target)
+
+    def write(self, data: Any, /) -> int:
+        with naming(self._target):
+            return super().write(data)
 
 
 @contextlib.contextmanager
@@ -37,14 +63,15 @@ def writing(
     if is_special(path):
         if stat.S_ISBLK(_mode(path)) and not overwrite:
             raise _exists(target)
-        with _open_special(path) as file:
+        with _open_special(path, Path(target)) as file:
             yield file
         return
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory", os.fspath(target))
     if path.exists() and not overwrite:
         raise _exists(target)
-    with _replacing(path, Path(target), overwrite, private=like is not None) as file:
+    private = like is not None and os.path.isfile(like)  # else nothing gives it its mode below
+    with _replacing(path, Path(target), overwrite, private=private) as file:
         yield file
         if like is not None and os.path.isfile(like):
             file.flush()  # the temporary file gets mode and times before the target's name
@@ -93,16 +120,20 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _open_special(path: Path) -> BinaryIO:
+def _open_special(path: Path, given: Path) -> BinaryIO:
     own = re.fullmatch(rf"/(?:dev|proc/{os.getpid()}(?:/task/\d+)?)/fd/(\d+)", str(path))
     if own:  # opening a regular file by this name would truncate it
-        return os.fdopen(os.dup(int(own[1])), "wb")
-    return open(path, "wb")
+        return io.BufferedWriter(_File(os.dup(int(own[1])), "wb", given))
+    return io.BufferedWriter(_File(path, "wb", given))
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """A hidden name beside a path, for what is temporary."""
-    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # of 255 bytes at most
+    """A hidden name beside a path, for what is temporary; a digest tells names apart that have to
+    be cut."""
+    whole = os.fsencode(path.name)
+    name = whole[:200].decode("utf-8", "ignore")  # of 255 bytes at most
+    if name != path.name:
+        name += "-" + hashlib.blake2b(whole, digest_size=8).hexdigest()
     return path.with_name(f".{name}.{suffix}")
 
 
@@ -116,13 +147,14 @@ def _replacing(path: Path, given: Path, overwrite: bool, *, private: bool) -> It
     mode = 0o600 if private else 0o666
     try:
         try:
-            file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+            raw = _File(temporary, "xb", given, lambda name, flags: os.open(name, flags, mode))
         except OSError as error:  # which names the temporary file
             raise type(error)(error.errno, error.strerror, str(given)) from None
-        with file:
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with naming(str(given)):
+                os.fsync(file.fileno())
         if overwrite:
             os.replace(temporary, path)
         else:  # unlike a rename, a link fails if the target exists by now

@@ -1,12 +1,10 @@
 """Symbols + weights ↔ payload bytes. The only file that imports constriction.
 
-Range coding with categorical models whose weights are float64 arrays of integers ≥ 1, a row
-each, two columns at least. Knows nothing of models and of frames.
+Range coding of bits, and of symbols by categorical models, whose weights are float64 arrays of
+integers ≥ 1, two at least. Knows nothing of models and of frames.
 """
 
 from __future__ import annotations
-
-from typing import NoReturn
 
 import constriction
 import numpy as np
@@ -14,7 +12,6 @@ import numpy as np
 from llmzip.errors import CorruptArchive
 
 # Without perfect=… constriction prints a warning to stdout, where the data may be going.
-_FAMILY = constriction.stream.model.Categorical(perfect=False)
 _BIT = constriction.stream.model.Bernoulli(perfect=False)
 WORD_BYTES = 4
 _STATE_BITS, _WORD_BITS = 64, 32  # of constriction's range coder
@@ -25,10 +22,6 @@ class Encoder:
 
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
-
-    def put(self, symbols: np.ndarray, weights: np.ndarray) -> None:
-        """symbols int32 [n], each below K; weights float64 [n, K], integers ≥ 1, K ≥ 2."""
-        self._encoder.encode(symbols, _FAMILY, weights)
 
     def put_alike(self, symbols: np.ndarray, weights: np.ndarray) -> None:
         """symbols int32 [n], each below K, all by the same weights float64 [K]."""
@@ -77,24 +70,13 @@ class Decoder:
             np.frombuffer(padded, ">u4").astype(np.uint32)
         )
 
-    def get(self, weights: np.ndarray) -> np.ndarray:
-        """weights float64 [n, K] as they were put → symbols int32 [n]."""
-        try:
-            return self._decoder.decode(_FAMILY, weights)  # type: ignore[no-any-return]
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            _refuse(error)
-
     def get_alike(self, count: int, weights: np.ndarray) -> np.ndarray:
         """weights float64 [K] as they were put → symbols int32 [count]."""
         try:
             return self._decoder.decode(_alike(weights), count)  # type: ignore[no-any-return]
         except (ValueError, KeyError, TypeError, AssertionError) as error:
-            _refuse(error)
+            raise CorruptArchive(f"the payload makes no sense ({type(error).__name__})") from None
 
 
 def _alike(weights: np.ndarray) -> object:
     return constriction.stream.model.Categorical(weights, perfect=False)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    raise CorruptArchive(f"the payload makes no sense ({type(error).__name__})") from None

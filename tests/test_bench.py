@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import PROSE
 
-from llmzip.bench import codecs, energy, report
+import llmzip
+from llmzip.bench import codecs, energy, provenance, report
 
 ENTRY = {"file": "f", "category": "c", "sha256": "", "bytes": 1_000_000, "restored": True}
 
@@ -44,6 +45,10 @@ def test_the_model_counts_once_and_failures_stay() -> None:
     assert (row["encode_mb_s"], row["decode_mb_s"]) == (0.5, 0.25)
     assert row["encode_j_mb"] is None
     assert "failed" in report.table({"results": results})
+
+
+def test_a_report_names_the_compilers_of_what_it_measured() -> None:
+    assert {"numba", "llvmlite"} <= set(provenance(llmzip.Options())["versions"])
 
 
 def test_energy_by_the_counters_of_the_machine(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PROSE, TINY, run
 from families import FAMILIES, UNKNOWN, build, save, tokenise, train
 
@@ -20,7 +21,7 @@ from llmzip.archive.header import write_header
 from llmzip.archive.options import Options
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import MODEL, Frame
-from llmzip.errors import CorruptArchive, LlmzipError, WrongEnvironment
+from llmzip.errors import CorruptArchive, InexactDevice, LlmzipError, WrongEnvironment
 from llmzip.inference import float_predictor
 
 CONTENT = PROSE.encode()
@@ -92,6 +93,29 @@ def test_the_header_records_the_environment(archive: bytes) -> None:
     assert {"torch", "transformers", "processor", "threads", "attention"} <= set(
         json.loads(header.environment)
     )
+
+
+def test_the_environment_names_the_gpu_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name_of(device: str | int = 0) -> str:
+        if device == "cuda:7":
+            raise AssertionError("Invalid device id")
+        return f"GPU {str(device).removeprefix('cuda:')}"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name_of)
+    assert float_predictor.environment("cuda:1")["processor"] == "GPU 1"
+    assert float_predictor.environment("auto")["processor"] == "GPU 0, GPU 1"
+    with pytest.raises(InexactDevice, match="'cuda:7' cannot be used: Invalid device id"):
+        float_predictor.environment("cuda:7")
+
+
+def test_settings_of_the_process_are_put_back(gpt2: Path) -> None:
+    """Without a GPU, "auto" takes the way of GPUs on the CPU."""
+    before = torch.are_deterministic_algorithms_enabled()
+    packed = _compressed(gpt2, device="auto")
+    assert llmzip.decompress(packed, model=str(gpt2), device="auto") == CONTENT
+    assert torch.are_deterministic_algorithms_enabled() == before
 
 
 @pytest.mark.parametrize("name", ["torch", "threads", "processor", "instructions"])

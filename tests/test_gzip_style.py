@@ -241,7 +241,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_source(text: Path) -> None:
             [*LLMZIP.split(), "-c", str(text)], stdout=full, stderr=subprocess.PIPE
         )
     assert done.returncode == 1
-    assert done.stderr.decode() == f"llmzip: {text}: No space left on device\n"
+    assert done.stderr.decode() == "llmzip: stdout: No space left on device\n"
+    for name in ("/dev/full", "/proc/self/fd/1"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*LLMZIP.split(), str(text), "-o", name], stdout=full, stderr=subprocess.PIPE
+            )
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"llmzip: {name}: No space left on device\n"
     import resource
 
     def small_files() -> None:
@@ -252,7 +259,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_source(text: Path) -> None:
         [*LLMZIP.split(), "--rm", str(text)], stderr=subprocess.PIPE, preexec_fn=small_files
     )
     assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.decode() == f"llmzip: {text}.llmz: File too large\n"
     assert [path.name for path in text.parent.iterdir()] == ["prose.txt"]
 
 

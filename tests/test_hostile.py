@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 
 import llmzip
 from llmzip.archive import codecs, container
-from llmzip.archive.header import ModelHeader, write_header
+from llmzip.archive.header import LONGEST_WINDOW, ModelHeader, write_header
 from llmzip.coding import stored as stored_module
 from llmzip.coding.frame import FRAME_LIMIT, LZMA, MODEL, RAW, Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.stored import store
 from llmzip.coding.streams import Cut
+from llmzip.exact import MAX_CONTEXT
 
 CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
 HEADER = ModelHeader(0x12, b"digest", 512, 256)
@@ -144,3 +146,23 @@ def test_few_words_for_many_tokens_are_refused_soon_and_in_bounded_memory(tmp_pa
     assert "too few" in message
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # with torch and all, in KiB
     assert int(peak) < here + (1 << 20)
+
+
+def test_windows_of_more_tokens_than_attention_is_exact_for_are_refused() -> None:
+    """The embedded models' attention slides, so nothing in their files limits a window; tables of
+    positions would grow with it."""
+    header, frames, _ = codecs.codec_for_writing(llmzip.Options(model="nano"))
+    frame = frames.encode(PROSE[:100].encode(), Cut(1), lambda *_: None)
+
+    def archive(window: int) -> bytes:
+        sink = io.BytesIO()
+        writer = container.Writer(sink, write_header(replace(header, window=window)))
+        writer.write(replace(frame, last=True), PROSE[:100].encode())
+        return sink.getvalue()
+
+    assert llmzip.decompress(archive(MAX_CONTEXT)) == PROSE[:100].encode()
+    for window in (MAX_CONTEXT + (MAX_CONTEXT >> 3), LONGEST_WINDOW):
+        with pytest.raises(llmzip.UnsupportedModel, match=f"context of {MAX_CONTEXT} tokens"):
+            llmzip.decompress(archive(window))
+        with pytest.raises(llmzip.UnsupportedModel, match=f"context of {MAX_CONTEXT} tokens"):
+            codecs.codec_for_writing(llmzip.Options(model="nano", context=window))

@@ -107,6 +107,23 @@ def test_of_a_file_at_hand(
         models.load("tiny")
 
 
+def test_the_doctor_checks_what_is_installed(
+    catalogue: dict[str, Any],
+    source: tuple[Path, Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "EMBEDDED", ())
+    assert not [name for name in doctor.examine()["checks"] if "tiny" in name]
+    install.install("tiny", source[0])
+    report = doctor.examine()
+    assert report["exact"]
+    assert {"model tiny, files", "model tiny, a8"} <= set(report["checks"])
+    assert {"numba", "llvmlite"} <= set(report["versions"])
+    catalogue["probe"] = {"a8": "0" * 32}
+    report = doctor.examine()
+    assert [name for name, right in report["checks"].items() if not right] == ["model tiny, a8"]
+
+
 def test_of_an_index(
     catalogue: dict[str, Any],
     source: tuple[Path, Path, dict[str, Any]],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,24 @@ def test_what_was_left_is_used_only_if_it_fits(
     runner.run(jobs[:1], OPTIONS)
     assert set(found) >= {0, 1, 2, 3}
     assert jobs[0].target.read_bytes() == alone(jobs[0])
+
+
+def test_long_names_that_begin_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["n" * 210 + end for end in "ab"]
+    for name in names:
+        (tmp_path / name).write_text(PROSE + name)
+    jobs = [Job(tmp_path / name, tmp_path / "out" / f"{name}.llmz") for name in names]
+    runner.run(jobs, OPTIONS, workers=2)
+    check(jobs)
+
+
+def test_one_model_is_held_at_a_time() -> None:
+    """A worker of Dask may get frames of many options before it ends."""
+    first = weakref.ref(tasks.frame_writer(OPTIONS))
+    assert tasks.frame_writer(OPTIONS) is first()
+    tasks.frame_writer(llmzip.Options(model=str(TINY), frame_size=301))
+    gc.collect()
+    assert first() is None
 
 
 def test_a_worker_that_dies_is_said() -> None:

@@ -235,6 +235,7 @@ def test_special_inputs_are_refused_by_name(tmp_path: Path) -> None:
 def test_special_inputs_that_are_asked_for(tmp_path: Path) -> None:
     fifo, out = tmp_path / "fifo", tmp_path / "out"
     os.mkfifo(fifo)
+    (tmp_path / "usual").touch()
     for words in (("-c", fifo), (fifo, "-o", out)):
         writer = threading.Thread(target=fifo.write_text, args=(PROSE,), daemon=True)
         writer.start()
@@ -242,6 +243,7 @@ def test_special_inputs_that_are_asked_for(tmp_path: Path) -> None:
         writer.join(60)
         assert done.returncode == 0
         data = done.stdout or out.read_bytes()
+        assert done.stdout or out.stat().st_mode == tmp_path.joinpath("usual").stat().st_mode
         assert llmzip.decompress(data, model=str(TINY)) == PROSE.encode()
 
 

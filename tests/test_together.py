@@ -15,7 +15,7 @@ from test_mixing import VOCABULARY
 
 import llmzip
 from llmzip.archive import container, options, reader, writer
-from llmzip.coding import frame_codec
+from llmzip.coding import frame_codec, lookups
 from llmzip.coding.frame import Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import silent
@@ -25,8 +25,9 @@ from llmzip.errors import CorruptArchive
 from llmzip.inference import base
 from llmzip.mixing.distribution import of_answers
 from llmzip.mixing.level import LEVELS
-from llmzip.mixing.questions import answers_of, questions_of
+from llmzip.mixing.questions import Questions, answers_of, questions_of
 from llmzip.mixing.state import new_state
+from llmzip.mixing.vocabulary import Vocabulary
 
 CONTENTS = [PROSE.encode(), PROSE[300:500].encode(), b"a", PROSE[100:].encode()]
 
@@ -68,6 +69,20 @@ def test_frames(table_codec: FrameCodec, together: FrameCodec, streams: int | No
     alone = [table_codec.encode(content, Cut(streams, 40), silent) for content in CONTENTS]
     assert together.encode_together(CONTENTS, 4 * [Cut(streams, 40)], silent) == alone
     assert together.decode_together(alone, silent) == CONTENTS
+
+
+def test_lookups_are_made_once(together: FrameCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Vocabulary] = []
+
+    def counted(vocabulary: Vocabulary) -> Questions:
+        made.append(vocabulary)
+        return questions_of(vocabulary)
+
+    monkeypatch.setattr(together, "_lookups", None)
+    monkeypatch.setattr(lookups, "questions_of", counted)
+    for _ in range(2):
+        together.encode_together(CONTENTS, 4 * [Cut(2)], silent)
+    assert len(made) == 1
 
 
 def test_batches_that_fit_into_memory(

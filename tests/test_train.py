@@ -90,6 +90,28 @@ def test_texts_are_packed_with_bos_and_without_excluded_categories(work: Path) -
     assert "SECRET" not in text
 
 
+def test_ids_of_large_vocabularies_are_kept(work: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    tokenizer.add_tokens([f"word{i}" for i in range(1 << 16)])
+    last = tokenizer.get_vocab_size() - 1
+    assert last >= 1 << 16
+    tokens, size = data.pack(["word65535", "word0"], tokenizer)
+    assert tokens.tolist() == [0, last, 0, last - 65535]
+    assert size == len("word65535word0")
+
+
+def test_an_exported_tokenizer_names_a_token_that_it_has(work: Path, tmp_path: Path) -> None:
+    """Of a tokenizer from elsewhere, whose id 0 has another name."""
+    content = (work / "tokenizer.json").read_text().replace(data.BOS, "<|endoftext|>")
+    (work / "tokenizer.json").write_text(content)
+    run.export(model.build(TINY), work, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("<|endoftext|>", 0)
+    assert len(tokenizer) == TINY.vocab_size
+
+
 def test_batches_depend_on_seed_and_step_alone(work: Path) -> None:
     one = data.batches(work, TINY, 5, 0, 1)
     assert one.shape == (4, 32)

@@ -1,1 +1,1 @@
-"""Frames ↔ archives: header, checksums, trailer, what follows; salvage; members of a folder."""
+"""Frames ↔ archives: header, checksums, trailer, what follows; salvage."""

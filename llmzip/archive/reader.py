@@ -25,8 +25,8 @@ class ArchiveReader:
         *,
         single: bool = False,
     ) -> None:
-        """Reads the header. If `single`, reads nothing beyond the end of the first archive. On a
-        GPU, iterating decodes several frames together, reading as many ahead.
+        """Reads the header. If `single`, reads nothing beyond the end of the first archive; else
+        iterating decodes `frames_together` frames, reading as many ahead.
 
         Raises CorruptArchive, UnsupportedArchive.
         """

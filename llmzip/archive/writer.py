@@ -1,5 +1,4 @@
-"""Content in pieces of any length → an archive, written a frame at a time; on a GPU, some frames at
-a time."""
+"""Content in pieces of any length → an archive, written `frames_together` frames at a time."""
 
 from __future__ import annotations
 

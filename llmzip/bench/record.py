@@ -33,7 +33,7 @@ def provenance(options: Options) -> dict[str, Any]:
     from llmzip.inference.base import processor_name
 
     name = options.model or models.DEFAULT
-    packages = ("torch", "tokenizers", "constriction", "numpy", "zstandard")
+    packages = ("torch", "tokenizers", "constriction", "numpy", "numba", "llvmlite", "zstandard")
     return {
         "command": _command(),
         "commit": _commit(),

@@ -3,7 +3,8 @@
 `parser` defines the commands and their options. `files`, `corpus` and `damage` compress, decompress
 and test; `show` describes archives and the machine; `inspection` shows the cost of a text's parts;
 `model_store` lists, installs and removes models; `tools` has bench, pack, train; `topics` has help.
-Exit codes: 0 success, 1 a problem with the data or the machine, 2 wrong usage.
+Exit codes: 0 success, 1 a problem with the data or the machine, 2 wrong usage, 130 interrupted or
+terminated.
 """
 
 from __future__ import annotations

@@ -136,10 +136,10 @@ def _transform(
     with reading(name) as source, progress_bar(name, source, arguments, compressing) as progress:
         read = CountingStream(source)
         if target is None:
-            written = CountingStream(sys.stdout.buffer)
+            written = CountingStream(sys.stdout.buffer, "stdout")
             try:
                 intact = transform(read, written, progress)
-                sys.stdout.buffer.flush()
+                written.flush()
             except OSError:  # do not flush the rest of the buffer at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmzip.archive.container import SUFFIX
 from llmzip.errors import LlmzipError
-from llmzip.output import is_descriptor, is_special
+from llmzip.output import is_descriptor, is_special, naming
 
 if TYPE_CHECKING:
     from llmzip.coding.progress import Progress
@@ -69,10 +69,11 @@ def attempt(name: str, work: Any, *arguments: Any) -> bool:
 
 
 class CountingStream:
-    """A stream that counts the bytes that are read from it or written to it."""
+    """A stream that counts the bytes that are read from it or written to it. Errors of writing
+    give it `name`, if it has none of its own."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.count = stream, 0
+    def __init__(self, stream: BinaryIO, name: str = "output") -> None:
+        self._stream, self._name, self.count = stream, name, 0
 
     def read(self, size: int = -1) -> bytes:
         """As the stream's."""
@@ -83,7 +84,13 @@ class CountingStream:
     def write(self, data: bytes) -> int:
         """As the stream's."""
         self.count += len(data)
-        return self._stream.write(data)
+        with naming(self._name):
+            return self._stream.write(data)
+
+    def flush(self) -> None:
+        """As the stream's."""
+        with naming(self._name):
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

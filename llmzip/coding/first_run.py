@@ -1,4 +1,4 @@
-"""The first run on a processor compiles for about twenty seconds; here a second process does half.
+"""The first run on a processor compiles for ten to twenty seconds; a second process does half here.
 
 Compiled code is kept on disk, where the first process then finds what the second has compiled.
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 RAW, ZSTD, MODEL, LZMA = 0, 1, 2, 3  # Frame_Kind
 
 FRAME_LIMIT = 1 << 26  # bytes of content a frame, binding writers and readers
-SMALL = 1 << 16  # content up to this needs no Payload_Check, and alone no trailer
+SMALL = 1 << 16  # content up to this needs no Payload_Checksum, and alone no trailer
 
 
 @dataclass(frozen=True)

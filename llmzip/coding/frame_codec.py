@@ -120,6 +120,7 @@ class FrameCodec:
         """`encode` of several contents, none empty, in threads or as batches of the model: the same
         frames."""
         if not self.predictor.on_gpu:
+            self.lookups()  # before threads get copies, each of which would make its own
             # of as many tokens as bytes, which is the most
             streams = [cut.count(len(content)) for content, cut in zip(contents, cuts, strict=True)]
             memory = [self._memory(s, -(-len(content) // s))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 import numpy as np
 
 from llmzip.errors import UnsupportedModel
-from llmzip.exact import ModelSpec
+from llmzip.exact import MAX_CONTEXT, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ LOGIT_ROWS = 64  # tokens whose logits are held at a time
 PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
 MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
-_SLIDING_RESTART = 32768  # positions of sliding attention stay below this
+_SLIDING_RESTART = 32768  # window of models whose layers all slide, unless another is wanted
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def context_for(spec: ModelSpec, name: str, window: int | None = None) -> Contex
     sliding = [size for size in spec.sliding_windows if size is not None]
     if sliding and len(sliding) == len(spec.sliding_windows):
         window = window or _SLIDING_RESTART
+        require_window(spec, window, name)
         return Context(window, min(2 * max(sliding), window // 2))
     window = window or min(spec.context, _MAX_WINDOW)
     require_window(spec, window, name)
@@ -145,11 +146,14 @@ def context_for(spec: ModelSpec, name: str, window: int | None = None) -> Contex
 
 
 def require_window(spec: ModelSpec, window: int, name: str) -> None:
-    """Raises UnsupportedModel if a layer with full attention cannot see `window` tokens."""
-    if None in spec.sliding_windows and window > spec.context:
-        raise UnsupportedModel(
-            f"{name} has a context of {spec.context} tokens, {window} were asked for"
-        )
+    """Raises UnsupportedModel if the model cannot see `window` tokens.
+
+    Sliding attention could see any number; but tables of positions grow with them, and an archive
+    may ask for billions.
+    """
+    limit = spec.context if None in spec.sliding_windows else MAX_CONTEXT
+    if window > limit:
+        raise UnsupportedModel(f"{name} has a context of {limit} tokens, {window} were asked for")
 
 
 def cores() -> int:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from llmzip.exact.convert.model import ExactTransformer
     from llmzip.exact.gpu.llama import GpuLlama
 
-# the same on a GPU by kernels of its own, which wants rows enough for all of its processors, and
-# chunks so large that what Python does for each of them does not matter
+# in place of FORWARD_ROWS, and at most of LOGIT_ROWS, for Triton's kernels: a GPU wants rows enough
+# for all of its processors, and chunks so large that Python's work for each does not matter
 _GPU_ROWS = 1 << 15
 _LOGIT_SHARE = 16  # of the GPU's memory, for logits and frequencies
 _PARALLEL_ELEMENTS = 1 << 14  # activations from which threads pay; below, calls dominate

@@ -6,6 +6,7 @@ the same steps in the same shapes, and `environment` lists what else must be the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -35,11 +36,12 @@ _CACHES = ("past_key_values", "cache_params", "state")  # "cache" since transfor
 
 
 def environment(device: str) -> dict[str, str]:
-    """What the bits of floating-point inference depend on, as far as known: name → value."""
+    """What the bits of floating-point inference depend on, as far as known: name → value. Raises
+    InexactDevice for a device that does not exist."""
     cuda = device != "cpu" and torch.cuda.is_available()
     return {
         "device": device,
-        "processor": torch.cuda.get_device_name() if cuda else processor_name(),
+        "processor": _gpu_name(device) if cuda else processor_name(),
         "instructions": "" if cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "attention": _ATTENTION,
@@ -47,6 +49,16 @@ def environment(device: str) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+
+
+def _gpu_name(device: str) -> str:
+    """The name of a GPU, or of all that "auto" may spread a model over."""
+    try:
+        if device == "auto":
+            return ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
+        return torch.cuda.get_device_name(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
 
 
 def _version(package: str) -> str | None:
@@ -79,12 +91,12 @@ class FloatPredictor:
                 network = network.float()
             else:
                 network = _spread(network) if device == "auto" else network.to(device)
-                torch.use_deterministic_algorithms(True, warn_only=True)
         except (RuntimeError, AssertionError) as error:
             raise InexactDevice(f"device {device!r} cannot be used: {error}") from None
         self.network, self.bos, self.context = network, files.bos, context
         self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         self.threads = torch.get_num_threads()
+        self.deterministic = device != "cpu"
 
     def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _FloatRun:
         """Begin `streams` streams, after `prefix`."""
@@ -119,6 +131,19 @@ def default_context(files: ModelFiles, window: int | None = None) -> Context:
     return context_for(replace(spec, sliding_windows=(None,)), files.name, window)
 
 
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Operations that give the same bits each time, where there are any. The setting is one of the
+    whole process, so it is put back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
 def _spread(network: Any) -> Any:
     from accelerate import dispatch_model, infer_auto_device_map
 
@@ -149,7 +174,9 @@ class _FloatRun:
             given["cache_position"] = torch.tensor([self._position])
         name = type(self._p.network).__name__
         try:
-            out = self._p.network(input_ids=ids.to(self._p.network.device), use_cache=True, **given)
+            with _deterministic() if self._p.deterministic else contextlib.nullcontext():
+                ids = ids.to(self._p.network.device)
+                out = self._p.network(input_ids=ids, use_cache=True, **given)
         except Exception as error:  # some architectures cannot continue from a cache
             raise UnsupportedModel(f"{name} fails in {type(error).__name__}: {error}") from None
         names = ("cache",) if out.get("cache") is not None else _CACHES

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from llmzip.inference.base import Logits
 
-_STEP_BITS = 8  # logits are rounded to 1/256 octave
-_UNIT_BITS = 30  # the frequency of the likeliest id is 2^30,
-_OCTAVES = 30  # of ids 30 octaves below it, 1
+STEP_BITS = 8  # logits are rounded to 1/256 octave
+UNIT_BITS = 30  # the frequency of the likeliest id is 2^30,
+OCTAVES = 30  # of ids 30 octaves below it, 1
 _ESCAPE_OCTAVES = 16  # of each escape id, as little is known of them
-_ESCAPE_FREQUENCY = 1 << (_UNIT_BITS - _ESCAPE_OCTAVES)
+ESCAPE_FREQUENCY = 1 << (UNIT_BITS - _ESCAPE_OCTAVES)
 _NOT_FINITE = "the model computed a logit that is not finite"
 
 
@@ -35,7 +35,7 @@ def _frequency_table(device: torch.device) -> Tensor:
     """int32 [30·256 + 1]: the frequency of an id `t` steps below the likeliest."""
     import torch
 
-    table = torch.from_numpy(tables.exp2_table(_STEP_BITS, _UNIT_BITS, _OCTAVES))
+    table = torch.from_numpy(tables.exp2_table(STEP_BITS, UNIT_BITS, OCTAVES))
     return torch.cat([table, table.new_ones(1)]).to(torch.int32).to(device)
 
 
@@ -45,7 +45,7 @@ class TokenFrequencies:
     def __init__(self, vocabulary: int, ids: np.ndarray) -> None:
         """`ids` int32 [n], in the order that is wanted."""
         self.vocabulary, self._ids = vocabulary, np.ascontiguousarray(ids, dtype=np.int32)
-        self._mantissas = tables.exp2_mantissas(_STEP_BITS, _UNIT_BITS).astype(np.int32)
+        self._mantissas = tables.exp2_mantissas(STEP_BITS, UNIT_BITS).astype(np.int32)
         self._size = max(vocabulary, int(ids.max()) + 1)
 
     def of(self, logits: Logits) -> np.ndarray:
@@ -68,8 +68,8 @@ class TokenFrequencies:
         """`of` by a compiled loop."""
         frequencies = np.empty((len(logits), len(self._ids)), dtype=np.int32)
         rows = np.ascontiguousarray(logits)
-        factor = np.float32(tables.log2e_times(1 << _STEP_BITS))
-        steps = np.full(self._size, _ESCAPE_OCTAVES << _STEP_BITS, dtype=np.int32)
+        factor = np.float32(tables.log2e_times(1 << STEP_BITS))
+        steps = np.full(self._size, _ESCAPE_OCTAVES << STEP_BITS, dtype=np.int32)
         if not _compute_frequencies(rows, factor, self._mantissas, steps, self._ids, frequencies):
             raise UnsupportedModel(_NOT_FINITE)
         return frequencies
@@ -85,11 +85,11 @@ class TokenFrequencies:
         best = logits.amax(-1, keepdim=True)
         if not torch.isfinite(best).all():
             raise UnsupportedModel(_NOT_FINITE)
-        steps = torch.sub(best, logits, out=logits).mul_(tables.log2e_times(1 << _STEP_BITS))
-        index = steps.round_().clamp_(max=float(_OCTAVES << _STEP_BITS)).to(torch.int32)
+        steps = torch.sub(best, logits, out=logits).mul_(tables.log2e_times(1 << STEP_BITS))
+        index = steps.round_().clamp_(max=float(OCTAVES << STEP_BITS)).to(torch.int32)
         known = _frequency_table(logits.device).index_select(0, index.view(-1))
         shape = len(logits), self._size - self.vocabulary
-        escapes = torch.full(shape, _ESCAPE_FREQUENCY, dtype=torch.int32, device=logits.device)
+        escapes = torch.full(shape, ESCAPE_FREQUENCY, dtype=torch.int32, device=logits.device)
         by_id = torch.cat([known.view(-1, self.vocabulary), escapes], 1)
         ids = torch.from_numpy(self._ids).to(logits.device)
         frequencies: np.ndarray = by_id.index_select(1, ids).cpu().numpy()
@@ -107,10 +107,10 @@ def _compute_frequencies(
 ) -> bool:
     """`on_device` in one pass. False if a logit is NaN or +infinity, or all are -infinity. `steps`
     int32 [≥ V] hold those of escapes."""
-    limit = np.float32(_OCTAVES << _STEP_BITS)
+    limit = np.float32(OCTAVES << STEP_BITS)
     rounder = np.float32(12582912)  # adding and taking it away rounds half to even below 2^22
     infinity = np.int32(0x7F800000)
-    fraction, shift = np.uint32((1 << _STEP_BITS) - 1), np.uint32(_STEP_BITS)
+    fraction, shift = np.uint32((1 << STEP_BITS) - 1), np.uint32(STEP_BITS)
     for s in range(len(logits)):
         row = logits[s]
         top, low = np.int32(-(2**31)), np.int32(2**31 - 1)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from llmzip.exact import tables
 from llmzip.exact.gpu.arithmetic import OPTIONS, ordered, round_even
+from llmzip.inference.frequencies import ESCAPE_FREQUENCY, OCTAVES, STEP_BITS, UNIT_BITS
 
 BLOCK = 128  # ranks that are summed together
 _TILE = 1024  # ranks that a program holds at a time
-_STEP_BITS, _UNIT_BITS, _OCTAVES = 8, 30, 30
-_LIMIT = tl.constexpr(float(_OCTAVES << _STEP_BITS))
-_MANTISSA_MASK = tl.constexpr((1 << _STEP_BITS) - 1)
-_BITS = tl.constexpr(_STEP_BITS)
-_ESCAPE = tl.constexpr(1 << 14)
+_LIMIT = tl.constexpr(float(OCTAVES << STEP_BITS))
+_MANTISSA_MASK = tl.constexpr((1 << STEP_BITS) - 1)
+_BITS = tl.constexpr(STEP_BITS)
+_ESCAPE = tl.constexpr(ESCAPE_FREQUENCY)
 _INFINITY = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(2**31 - 1)
 _LOWEST = tl.constexpr(-(2**31))
@@ -161,7 +161,7 @@ class GpuFrequencies:
         self._vocabulary, self._size = vocabulary, len(ids)
         self._blocks = -(-len(ids) // BLOCK)
         self._ids = torch.from_numpy(ids).to(device)
-        mantissas = tables.exp2_mantissas(_STEP_BITS, _UNIT_BITS).astype(np.int32)
+        mantissas = tables.exp2_mantissas(STEP_BITS, UNIT_BITS).astype(np.int32)
         self._mantissas = torch.from_numpy(mantissas).to(device)
         self.failed = torch.zeros(1, dtype=torch.int32, device=device)
         self._questions: tuple[Tensor, ...] = ()
@@ -181,7 +181,7 @@ class GpuFrequencies:
         most = torch.empty(count, self._blocks, dtype=torch.int32, device=device)
         _frequency_kernel[(count,)](
             logits, self._ids, self._mantissas, frequencies, sums, most, self.failed,
-            V=self._vocabulary, SIZE=self._size, FACTOR=tables.log2e_times(1 << _STEP_BITS),
+            V=self._vocabulary, SIZE=self._size, FACTOR=tables.log2e_times(1 << STEP_BITS),
             BLOCKS=self._blocks, TILE=_TILE, num_warps=4, **OPTIONS,
         )  # fmt: skip
         return Rows(frequencies, sums, most)

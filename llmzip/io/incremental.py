@@ -21,8 +21,8 @@ class Compressor:
     def compress(self, data: bytes | bytearray | memoryview) -> bytes:
         """Add content; returns the frames that are complete now, often b"".
 
-        Buffers up to a frame (`Options.frame_size` bytes). Raises LlmzipError, ValueError after
-        `flush`.
+        Buffers as many frames of `Options.frame_size` bytes as are coded together: one for each
+        core, at most 16, or more on a GPU. Raises LlmzipError, ValueError after `flush`.
         """
         if self._flushed:
             raise ValueError("the compressor has been flushed")

@@ -26,7 +26,7 @@ from llmzip.mixing.history import (
 )
 
 CONTEXTS, FAST_CONTEXTS = 18, 2
-_U8, _U16, _U20, _U40 = (np.uint64(bits) for bits in (8, 16, 20, 40))
+_U8, _U16, _U20 = (np.uint64(bits) for bits in (8, 16, 20))
 _BYTE = np.uint64(255)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SIX_BYTES = np.uint64(0xFFFFFFFFFFFF)

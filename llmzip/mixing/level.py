@@ -26,7 +26,6 @@ _CONFIDENCE = 60  # observations that the initial probabilities count for
 class Level(NamedTuple):
     """How many contexts and sets of weights there are."""
 
-    version: int  # in headers
     contexts: int
     sets: int  # the first of SET_SIZES
     path: Path  # of the state that excerpts of a training corpus leave behind
@@ -38,8 +37,8 @@ class Level(NamedTuple):
 
 
 _FOLDER = Path(__file__).parent
-FULL = Level(1, CONTEXTS, len(SET_SIZES), _FOLDER / "initial.xz")
-FAST = Level(2, FAST_CONTEXTS, 3, _FOLDER / "initial-fast.xz")
+FULL = Level(CONTEXTS, len(SET_SIZES), _FOLDER / "initial.xz")
+FAST = Level(FAST_CONTEXTS, 3, _FOLDER / "initial-fast.xz")
 LEVELS = {"full": FULL, "fast": FAST}
 
 

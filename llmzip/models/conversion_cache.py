@@ -19,14 +19,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmzip.folders import cache_folder
 from llmzip.models import weight_file
 from llmzip.models.digest import DIGEST_BYTES, digest
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 2  # of the conversion; entries of other versions are not found
 MIN_SOURCE_BYTES = 8 << 20  # smaller sources are converted in no time

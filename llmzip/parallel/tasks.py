@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,7 @@ _CHUNK = 1 << 20
 _KEY_OPTIONS = ("activations", "context", "frame_size", "mixing", "same_environment",
                 "stream_tokens", "streams")  # fmt: skip
 
-frame_writer = cache(FrameWriter)  # of given options, one for each process
+frame_writer = lru_cache(maxsize=1)(FrameWriter)  # a process holds one model at a time
 
 
 @dataclass(frozen=True)

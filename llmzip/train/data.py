@@ -1,4 +1,7 @@
-"""Texts → tokenizer.json and packed tokens, uint16 with BOS before each document.
+"""Texts → tokenizer.json and packed tokens, unsigned integers with BOS before each document.
+
+BOS is id 0 in any tokenizer. In one from elsewhere that may be an ordinary token: the model then
+learns both of its uses.
 
 A corpus is a folder of `<category>.txt.zst` files, documents each followed by a NUL byte, or of
 plain text files, each a document of the category that its stem names.
@@ -119,12 +122,14 @@ def train_tokenizer(documents: list[str], config: Config) -> Tokenizer:
 
 
 def pack(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """(uint16 tokens of all documents, BOS before each; bytes of text in them)."""
+    """(tokens of all documents, BOS before each, uint16 if ids fit; bytes of text in them)."""
     parts, size = [], 0
+    fits = max(tokenizer.get_vocab().values()) < 1 << 16
+    dtype = np.uint16 if fits else np.uint32
     for start in tqdm(range(0, len(documents), 256), desc="packing", unit="batch", disable=None):
         batch = documents[start : start + 256]
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            parts.append(np.array([0, *encoding.ids], dtype=np.uint16))
+            parts.append(np.array([0, *encoding.ids], dtype=dtype))
         size += sum(len(document.encode()) for document in batch)
     return np.concatenate(parts), size
 

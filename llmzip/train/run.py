@@ -141,10 +141,13 @@ def export(network: Any, work: Path, out: Path) -> None:
     """Write a folder in Hugging Face format: config, float32 weights, the tokenizer of `work`."""
     network.config.use_cache = True
     network.save_pretrained(out)
-    output.write(out / "tokenizer.json", (work / "tokenizer.json").read_bytes())
+    content = (work / "tokenizer.json").read_bytes()
+    output.write(out / "tokenizer.json", content)
+    bos = network.config.bos_token_id or 0
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": data.BOS,
+        # transformers would give a name that the tokenizer lacks an id beyond the vocabulary
+        "bos_token": Tokenizer.from_str(content.decode()).id_to_token(bos),
         "clean_up_tokenization_spaces": False,
     }
     output.write(out / "tokenizer_config.json", json.dumps(about, indent=1) + "\n")

@@ -28,7 +28,6 @@ from llmzip.exact.gpu.arithmetic import (
 KEYS = 64  # keys that a program reads at a time
 _HEAD_TILE = 2048  # numbers of heads that a program holds at a time
 _LOWEST = tl.constexpr(-(2**31))
-_MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
 class LayerCache(NamedTuple):
