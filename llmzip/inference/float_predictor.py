@@ -61,7 +61,7 @@ class FloatPredictor:
 
     fingerprint = b""
     on_gpu = False  # streams stay apart, as their number is part of the shapes
-    uses_torch = True
+    uses_torch, divides_steps = True, False
     kernels: torch.device | None = None
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
@@ -86,7 +86,9 @@ class FloatPredictor:
         self.vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         self.threads = torch.get_num_threads()
 
-    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _FloatRun:
+    def run(
+        self, streams: int, steps: int, prefix: Ids | None = None, threads: Any = None
+    ) -> _FloatRun:
         """Begin `streams` streams, after `prefix`."""
         return _FloatRun(self, streams, None if prefix is None else torch.as_tensor(prefix))
 
