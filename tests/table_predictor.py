@@ -22,14 +22,16 @@ class TablePredictor:
     fingerprint = b""
     context = Context(64, 32)
     on_gpu, kernels = False, None
-    uses_torch = True
+    uses_torch, divides_steps = True, False
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:
         """`logits` float32 [V, V], row i after token i; `first` [V]."""
         self._table = torch.cat([logits, first[None]])
         self.vocabulary = logits.shape[1]
 
-    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _TableRun:
+    def run(
+        self, streams: int, steps: int, prefix: Ids | None = None, threads: object = None
+    ) -> _TableRun:
         return _TableRun(self._table, streams, -1 if prefix is None else int(prefix[-1]))
 
     def memory(self, streams: int, steps: int) -> int:

@@ -34,7 +34,7 @@ def test_sums_are_exact(products: Any, rows: int, inner: int, outer: int, values
     q = chance.choice(np.array(inputs[values], dtype=np.int8), (rows, inner))
     expected = q.astype(np.int64) @ weight.T.astype(np.int64)
     buffer, total = np.empty(rows * inner // 2, np.int32), np.empty(expected.shape, np.int32)
-    products.multiply_into(q, products.pack(weight), buffer, total)
+    products.multiply_into(q, products.pack(weight), buffer, total, 0)
     assert np.array_equal(total, expected)
 
 

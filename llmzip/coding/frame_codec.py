@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +25,7 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 if TYPE_CHECKING:
     from llmzip.coding.lookups import Lookups
     from llmzip.coding.prime import Prime
+    from llmzip.exact.team import Team
     from llmzip.inference import Predictor, Run
     from llmzip.inference.base import Logits
     from llmzip.mixing.level import Blank
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+_LARGEST_TEAM = 16  # threads; more would wait for each other most of the time
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
 
@@ -175,9 +178,20 @@ class FrameCodec:
 
         return in_threads(of, items, min(cores(), len(items)))
 
-    def threads(self, streams: int, rows: int) -> StreamThreads:
+    def _team(self) -> AbstractContextManager[Team | None]:
+        """Threads that divide each step of decoding, if the model gains by it."""
+        from llmzip.inference.base import cores
+
+        count = min(cores(), self._most_cores, _LARGEST_TEAM)
+        if count == 1 or not self.predictor.divides_steps:
+            return nullcontext()
+        from llmzip.exact.team import Team
+
+        return Team(count)
+
+    def threads(self, streams: int, rows: int, team: Team | None = None) -> StreamThreads:
         """Threads for streams that give the model so many rows at a time."""
-        cores = min(self.predictor.cores(rows), self._most_cores)
+        cores = 1 if team else min(self.predictor.cores(rows), self._most_cores)
         return StreamThreads(streams, cores, torch=self.predictor.uses_torch)
 
     def shape(self, frame: Frame) -> tuple[int, int]:
@@ -289,9 +303,9 @@ class FrameCodec:
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
         left = frame.content_length
-        with self.threads(frame.streams, frame.streams) as threads:
+        with self._team() as team, self.threads(frame.streams, frame.streams, team) as threads:
             parts = threads.parts
-            runs = [self.new_run(part.stop - part.start, steps) for part in parts]
+            runs = [self.new_run(part.stop - part.start, steps, team) for part in parts]
             coded = [0] * len(parts)  # steps
 
             def take(i: int, frequencies: np.ndarray) -> np.ndarray | None:
@@ -315,11 +329,10 @@ class FrameCodec:
             threads.take_turns(lambda i, ranks: self._step(runs[i], ranks), take)
         return self.text(gather(table[:steps], last))
 
-    def new_run(self, streams: int, steps: int) -> Run:
-        """The model, before the first tokens of `streams` streams."""
-        if not len(self._prefix):
-            return self.predictor.run(streams, steps)
-        return self.predictor.run(streams, steps, self._ids(self._prefix))
+    def new_run(self, streams: int, steps: int, team: Team | None = None) -> Run:
+        """The model, before the first tokens of `streams` streams, whose steps a team divides."""
+        prefix = self._ids(self._prefix) if len(self._prefix) else None
+        return self.predictor.run(streams, steps, prefix, team)
 
     def _step(self, run: Run, ranks: np.ndarray | None) -> np.ndarray:
         """Each stream's last token (None at the start) → frequencies of its next, int32 [S, n]."""

@@ -288,7 +288,7 @@ def _attention_row_by_matmul(
         for h in range(shared):
             q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
         near = keys[g, first // _LANES : (first + width) // _LANES]
-        matmul.multiply_into(queries, near, scratch.buffer, scores)
+        matmul.multiply_into(queries, near, scratch.buffer, scores, 0)
         for h in range(shared):
             softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
                     scales[g, start : at + 1], q_scales[h], bound, weights, p[h])  # fmt: skip

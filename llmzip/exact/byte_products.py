@@ -33,18 +33,21 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 
 @compiled_in_place
-def multiply_into(q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray) -> None:
-    """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → total int32 [R, N]."""
+def multiply_into(
+    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray, first: int
+) -> None:
+    """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → N columns of total int32, from `first`
+    on."""
     (rows, stride), (blocks, groups, step) = q.shape, weight.shape
     for r in range(rows):
         sum = np.int32(0)
         for k in range(stride):
             sum = np.int32(sum + np.int32(q[r, k]))
         buffer[r] = np.int32(-_OFFSET * sum)
-    pitch, size = blocks * _LANES * 4, groups * step
+    pitch, size = total.shape[1] * 4, groups * step
     for n in range(0, blocks * _LANES, _MULTIPLE):
         w = weight.ctypes.data + n // _LANES * size
-        x, start, y = q.ctypes.data, buffer.ctypes.data, total.ctypes.data + 4 * n
+        x, start, y = q.ctypes.data, buffer.ctypes.data, total.ctypes.data + 4 * (first + n)
         left = rows
         while left >= _MANY:
             _many(x, stride, w, step, size, groups, start, y, pitch)

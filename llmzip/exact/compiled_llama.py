@@ -27,7 +27,8 @@ from llmzip.exact import (
 from llmzip.exact.architecture import Architecture
 from llmzip.exact.kv_cache import Cache
 from llmzip.exact.rotary import RotaryTable, rotary_frequencies
-from llmzip.exact.step import embed_rows, logit_rows, run_step
+from llmzip.exact.step import embed_rows, logit_rows, run_step, shared_arrays
+from llmzip.exact.team import Team, run
 
 _Scaled = tuple[np.ndarray, np.ndarray]  # int8 weights [N, K] and their scales float32 [N]
 _GROUPS = (  # layers with the same inputs are one
@@ -91,7 +92,7 @@ class CompiledLlama:
         )
         # orders of Hadamard transforms, of inputs of each group of layers, and of queries and keys
         self._blocks: Any = (*(self._block(inputs) for inputs, _ in shapes), key_block)
-        self._hidden_block = self._block(hidden)
+        self._hidden_block, self._heads_size = self._block(hidden), queries
         self._rotary = RotaryTable(rotary_frequencies(a.rope, a.head_dim))
 
     def _block(self, inputs: int) -> int:
@@ -126,9 +127,11 @@ class CompiledLlama:
             raise UnsupportedModel(f"a context of {context} tokens; the limit is {MAX_CONTEXT}")
         return Cache(self.architecture, streams, context)
 
-    def forward(self, ids: np.ndarray, cache: Cache, position: int) -> np.ndarray:
+    def forward(
+        self, ids: np.ndarray, cache: Cache, position: int, team: Team | None = None
+    ) -> np.ndarray:
         """The next T tokens of S streams, ids int64 [S, T], the first at `position` → hidden states
-        [S, T, H] for `logits`."""
+        [S, T, H] for `logits`. With a team, its threads divide the work."""
         streams, count = ids.shape
         cos, sin = self._rotary.arrays(position, count)
         cache.reserve(count)
@@ -136,16 +139,25 @@ class CompiledLlama:
         flat = np.ascontiguousarray(ids.reshape(-1))
         assert 0 <= flat.min() <= flat.max() < len(self._embedding)  # compiled code does not check
         x = embed_rows(flat, self._embedding, self._embedding_scale, self._hidden_block)
-        y = run_step(x, self._norms, self._weights, self._scales,
-                     self._constants, self._blocks, cos, sin, arrays, cache.length,
-                     cache.window)  # fmt: skip
+        y = np.empty_like(x)
+        shared = shared_arrays(len(x), self._scales, self._heads_size)
+        run(team, run_step, x, y, shared, self._norms, self._weights, self._scales,
+            self._constants, self._blocks, cos, sin, arrays, cache.length,
+            cache.window)  # fmt: skip
         cache.length += count
         return y.reshape(streams, count, -1)
 
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
+    def logits(self, hidden: np.ndarray, team: Team | None = None) -> np.ndarray:
         """Hidden states [R, H] → logits [R, V]."""
         rows = np.ascontiguousarray(hidden)
-        return logit_rows(rows, self._hidden_block, self._head, self._head_scale)
+        logits = np.empty((len(rows), len(self._head_scale)), dtype=np.float32)
+        run(team, logit_rows, rows, self._hidden_block, self._head, self._head_scale, logits)
+        return logits
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all layers and the head."""
+        return sum(weight.nbytes for weight in (*self._weights, self._head))
 
 
 def reads(architecture: Architecture, arrays: Mapping[str, np.ndarray], rotated: bool) -> bool:

@@ -31,7 +31,8 @@ from llmzip.exact.rows import (
     quantise_rows,
     scale_rows,
 )
-from llmzip.exact.step import logit_rows, run_step
+from llmzip.exact.step import logit_rows, run_step, shared_arrays
+from llmzip.exact.team import ALONE
 
 _FEW_ROWS = 3  # rows that are multiplied without `matmul`; more are left to torch
 
@@ -87,10 +88,11 @@ class FusedLlama:
         arrays: Any = cache.arrays
         x = self._embedding[ids.reshape(-1).numpy()]
         base, window, constants = cache.length, cache.window, self._constants
-        blocks = self._blocks
+        blocks, y = self._blocks, np.empty_like(x)
         if self.single_call or len(x) <= _FEW_ROWS:
-            y = run_step(x, self._norms, self._weights, self._scales, constants, blocks, cos, sin,
-                      arrays, base, window)  # fmt: skip
+            shared = shared_arrays(len(x), self._scales, constants[3] * constants[4])
+            run_step(ALONE, x, y, shared, self._norms, self._weights, self._scales, constants,
+                     blocks, cos, sin, arrays, base, window)  # fmt: skip
         else:
             epsilon, score_scale, gate, heads, head_dim = constants
             for i, layer in enumerate(model.layers):
@@ -107,7 +109,7 @@ class FusedLlama:
                     _torch_matmul(layer.gate_up, q), s, scales[2], gate, blocks[3]
                 )
                 add_rows(x, _torch_matmul(layer.down, q), s, scales[3])
-            y = final_rows(x, self._norms[2], epsilon)
+            final_rows(x, self._norms[2], epsilon, y)
         cache.length += count
         return torch.from_numpy(y).view(streams, count, -1)
 
@@ -116,7 +118,9 @@ class FusedLlama:
         """Hidden states [R, H] → logits [R, V]."""
         rows, scale = np.ascontiguousarray(hidden.numpy()), self._model.head.scale.numpy()
         if self.single_call or len(hidden) <= _FEW_ROWS:
-            return torch.from_numpy(logit_rows(rows, self._head_block, self._head_weight, scale))
+            logits = np.empty((len(rows), len(scale)), dtype=np.float32)
+            logit_rows(ALONE, rows, self._head_block, self._head_weight, scale, logits)
+            return torch.from_numpy(logits)
         q, s = quantise_rows(rows, self._head_block)
         return torch.from_numpy(scale_rows(_torch_matmul(self._model.head, q), s, scale))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled
+from llmzip.compiled import compiled, compiled_in_place
 from llmzip.exact import byte_products, word_products
 
 if byte_products.available():
@@ -35,7 +35,8 @@ else:
     )
 
 __all__ = ["GROUP", "INSTRUCTION", "KEY_TYPE", "LANES", "MULTIPLE", "available", "fits",
-           "multiply", "multiply_into", "pack", "put_key", "sum_into"]  # fmt: skip
+           "multiply_into", "multiply_share", "pack", "put_key", "share_of",
+           "sum_into"]  # fmt: skip
 
 LANES = INSTRUCTION.lanes  # outputs, or keys, that are stored side by side,
 GROUP = INSTRUCTION.group  # and inputs, or values
@@ -53,11 +54,21 @@ def fits(weight: np.ndarray) -> bool:
     return bool(outputs % MULTIPLE == 0 and inputs % GROUP == 0)
 
 
+@compiled_in_place
+def share_of(outputs: int, number: int, count: int) -> tuple[int, int]:
+    """The columns that thread `number` of `count` makes: from …, below …."""
+    pairs = outputs // MULTIPLE
+    first, last = pairs * number // count * MULTIPLE, pairs * (number + 1) // count * MULTIPLE
+    return first, outputs if number + 1 == count else last
+
+
 @compiled
-def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """int8 [R, K] · packed weights → int32 [R, N]."""
+def multiply_share(
+    q: np.ndarray, weight: np.ndarray, total: np.ndarray, number: int, count: int
+) -> None:
+    """int8 [R, K] · packed weights → total int32 [R, N]; of its columns, those of thread `number`
+    of `count`."""
     rows, inputs = q.shape
     buffer = np.empty(rows * (inputs + 1) // 2, dtype=np.int32)
-    total = np.empty((rows, weight.shape[0] * LANES), dtype=np.int32)
-    multiply_into(q, weight, buffer, total)
-    return total
+    first, last = share_of(len(weight) * LANES, number, count)
+    multiply_into(q, weight[first // LANES : last // LANES], buffer, total, first)

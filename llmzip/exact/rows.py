@@ -157,13 +157,11 @@ def add_rows(
             x[r, i] += y[i]
 
 
-@compiled
-def final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32) -> np.ndarray:
-    """x [R, K] → its norms [R, K]."""
-    y = np.empty_like(x)
+@compiled_in_place
+def final_rows(x: np.ndarray, weight: np.ndarray, epsilon: np.float32, y: np.ndarray) -> None:
+    """x [R, K] → its norms y [R, K]."""
     for r in range(len(x)):
         norm(x[r], weight, epsilon, y[r])
-    return y
 
 
 @compiled

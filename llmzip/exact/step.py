@@ -6,9 +6,12 @@ Shapes: R rows of S streams · T tokens, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from llmzip.compiled import compiled
+from llmzip.compiled import compiled, compiled_in_place, inlined
 from llmzip.exact import hadamard, matmul
 from llmzip.exact.attention_rows import attention_rows
 from llmzip.exact.rows import (
@@ -19,18 +22,40 @@ from llmzip.exact.rows import (
     quantise_rows,
     scale,
 )
+from llmzip.exact.team import Member, meet
 
 _BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache,
 _HEAD_BLOCK = 12  # and through the head, which makes more of each
 
 
+class Shared(NamedTuple):
+    """What the threads of a team write for each other: inputs and sums of a product."""
+
+    q: np.ndarray  # int8 [R · K]
+    scales: np.ndarray  # float32 [R]
+    total: np.ndarray  # int32 [R · N]
+
+
+def shared_arrays(rows: int, weight_scales: Sequence[np.ndarray], heads: int) -> Shared:
+    """For a step of so many rows; `heads`: the inputs of the output projection."""
+    rows, outputs = min(rows, _BLOCK), [scales.shape[1] for scales in weight_scales]
+    inputs = max(heads, outputs[1], outputs[2] // 2)
+    return Shared(
+        np.empty(rows * inputs, dtype=np.int8),
+        np.empty(rows, dtype=np.float32),
+        np.empty(rows * max(outputs), dtype=np.int32),
+    )
+
+
 @compiled
-def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """int8 [R, K] · int8 [N, K]ᵀ, or packed weights → int32 [R, N]."""
+def multiply(q: np.ndarray, weight: np.ndarray, total: np.ndarray, number: int, count: int) -> None:
+    """int8 [R, K] · int8 [N, K]ᵀ, or packed weights → total int32 [R, N]; of its columns, those of
+    thread `number` of `count`."""
     if weight.ndim == 3:  # known when this is compiled
-        return matmul.multiply(q, weight)
-    total = np.empty((len(q), len(weight)), dtype=np.int32)
-    for n in range(len(weight)):
+        matmul.multiply_share(q, weight, total, number, count)
+        return
+    first, last = matmul.share_of(len(weight), number, count)
+    for n in range(first, last):
         w = weight[n]
         for r in range(len(q)):
             x = q[r]
@@ -38,12 +63,26 @@ def multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
             for k in range(len(w)):
                 sum = np.int32(sum + np.int32(x[k]) * np.int32(w[k]))
             total[r, n] = sum
-    return total
+
+
+@compiled_in_place
+def _put(
+    q: np.ndarray, scales: np.ndarray, first: int, all_q: np.ndarray, all_scales: np.ndarray
+) -> None:
+    """Rows q int8 [R, K] and their scales, among all, from row `first` on."""
+    for r in range(len(q)):
+        source, target = q[r], all_q[first + r]
+        for k in range(len(source)):
+            target[k] = source[k]
+        all_scales[first + r] = scales[r]
 
 
 @compiled
 def run_step(
+    member: Member,
     x: np.ndarray,
+    y: np.ndarray,
+    shared: Shared,
     norms: tuple[np.ndarray, np.ndarray, np.ndarray],
     weights: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     weight_scales: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
@@ -54,39 +93,93 @@ def run_step(
     arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     base: int,
     window: int,
-) -> np.ndarray:
-    """All layers, with compiled products instead of torch's; see `FusedLlama.forward`."""
+) -> None:
+    """All layers, with compiled products instead of torch's: x float32 [R, H] (overwritten) → y
+    [R, H]; see `FusedLlama.forward`. A thread of a team makes some rows, and some columns of
+    products."""
     epsilon, score_scale, gate, heads, head_dim = constants
+    number, count, _ = member
+    hidden, inner = x.shape[1], weight_scales[2].shape[1] // 2
     for i in range(len(norms[0])):
         keys, values, steps, scales = arrays[0][i], arrays[1][i], arrays[2][i], arrays[3][i]
-        for first in range(0, len(x), _BLOCK):
-            part = x[first : first + _BLOCK]
-            q, s = norm_rows(part, norms[0][i], epsilon, blocks[0])
-            total = multiply(q, weights[0][i])
-            q, s = attention_rows(total, s, weight_scales[0][i], cos, sin, keys, values, steps,
-                                   scales, base, window, score_scale, heads, head_dim, blocks[1],
-                                   blocks[4], first)  # fmt: skip
-            add_rows(part, multiply(q, weights[1][i]), s, weight_scales[1][i])
-            q, s = norm_rows(part, norms[1][i], epsilon, blocks[2])
-            q, s = activation_rows(multiply(q, weights[2][i]), s, weight_scales[2][i], gate,
-                               blocks[3])  # fmt: skip
-            add_rows(part, multiply(q, weights[3][i]), s, weight_scales[3][i])
-    return final_rows(x, norms[2], epsilon)
+        for start in range(0, len(x), _BLOCK):
+            part = x[start : start + _BLOCK]
+            rows = len(part)
+            # the own rows; rows of a stream see each other's keys, so one thread attends for all
+            first, last = rows * number // count, rows * (number + 1) // count
+            a, b = first, last
+            if len(cos) > 1:
+                a, b = (0, rows) if number == 0 else (0, 0)
+            own, all_scales = part[first:last], shared.scales[:rows]
+            s = all_scales[first:last]
+            all_q = shared.q[: rows * hidden].reshape(rows, hidden)
+
+            q, found = norm_rows(own, norms[0][i], epsilon, blocks[0])
+            _put(q, found, first, all_q, all_scales)
+            meet(member)
+            total = _columns(shared.total, rows, weight_scales[0].shape[1])
+            multiply(all_q, weights[0][i], total, number, count)
+            meet(member)
+            q, found = attention_rows(total[a:b], all_scales[a:b], weight_scales[0][i], cos, sin,
+                                      keys, values, steps, scales, base, window, score_scale,
+                                      heads, head_dim, blocks[1], blocks[4],
+                                      start + a)  # fmt: skip
+            all_q = shared.q[: rows * heads * head_dim].reshape(rows, heads * head_dim)
+            _put(q, found, a, all_q, all_scales)
+            meet(member)
+            total = _columns(shared.total, rows, hidden)
+            multiply(all_q, weights[1][i], total, number, count)
+            meet(member)
+            add_rows(own, total[first:last], s, weight_scales[1][i])
+            all_q = shared.q[: rows * hidden].reshape(rows, hidden)
+            q, found = norm_rows(own, norms[1][i], epsilon, blocks[2])
+            _put(q, found, first, all_q, all_scales)
+            meet(member)
+            total = _columns(shared.total, rows, 2 * inner)
+            multiply(all_q, weights[2][i], total, number, count)
+            meet(member)
+            q, found = activation_rows(total[first:last], s, weight_scales[2][i], gate, blocks[3])
+            all_q = shared.q[: rows * inner].reshape(rows, inner)
+            _put(q, found, first, all_q, all_scales)
+            meet(member)
+            total = _columns(shared.total, rows, hidden)
+            multiply(all_q, weights[3][i], total, number, count)
+            meet(member)
+            add_rows(own, total[first:last], s, weight_scales[3][i])
+            if len(x) > _BLOCK:  # the next rows are not shared out alike
+                meet(member)
+    for start in range(0, len(x), _BLOCK):
+        rows = min(_BLOCK, len(x) - start)
+        first, last = start + rows * number // count, start + rows * (number + 1) // count
+        final_rows(x[first:last], norms[2], epsilon, y[first:last])
+    meet(member)
+
+
+@inlined
+def _columns(total: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    return total[: rows * columns].reshape(rows, columns)
 
 
 @compiled
 def logit_rows(
-    hidden: np.ndarray, block: int, weight: np.ndarray, weight_scale: np.ndarray
-) -> np.ndarray:
+    member: Member,
+    hidden: np.ndarray,
+    block: int,
+    weight: np.ndarray,
+    weight_scale: np.ndarray,
+    logits: np.ndarray,
+) -> None:
     """Hidden states float32 [R, H] → logits float32 [R, V] of the head's weights; `block` is the
-    order of Hadamard transforms."""
-    logits = np.empty((len(hidden), len(weight_scale)), dtype=np.float32)
+    order of Hadamard transforms. A thread of a team makes some columns."""
+    number, count, _ = member
     for first in range(0, len(hidden), _HEAD_BLOCK):
         q, s = quantise_rows(hidden[first : first + _HEAD_BLOCK], block)
-        total = multiply(q, weight)
+        total = np.empty((len(q), len(weight_scale)), dtype=np.int32)
+        multiply(q, weight, total, number, count)
+        a, b = matmul.share_of(len(weight_scale), number, count)
         for r in range(len(q)):
-            scale(total[r], s[r], weight_scale, logits[first + r])
-    return logits
+            scale(total[r, a:b], s[r], weight_scale[a:b], logits[first + r, a:b])
+    meet(member)
 
 
 @compiled

@@ -33,29 +33,39 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 
 @compiled_in_place
-def multiply_into(q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray) -> None:
-    """int8 [R, K] · packed weights [N / 8, K / 2, 16] → total int32 [R, N]."""
-    (rows, inputs), (_, groups, size) = q.shape, weight.shape
+def multiply_into(
+    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray, first: int
+) -> None:
+    """int8 [R, K] · packed weights [N / 8, K / 2, 16] → N columns of total int32, from `first`
+    on."""
+    (rows, inputs), (blocks, groups, size) = q.shape, weight.shape
     words = buffer.view(np.int16)
     for r in range(rows):
         row = words[r * inputs : (r + 1) * inputs]
         for k in range(inputs):
             row[k] = q[r, k]
-    w = weight.ctypes.data
-    _cover(words.ctypes.data, rows, w, size, groups * size, groups, total)
+    w, outputs = weight.ctypes.data, blocks * _LANES
+    _cover(words.ctypes.data, rows, w, size, groups * size, groups, total, first, outputs)
 
 
 @compiled_in_place
 def _cover(
-    words: int, rows: int, w: int, step: int, size: int, groups: int, total: np.ndarray
+    words: int,
+    rows: int,
+    w: int,
+    step: int,
+    size: int,
+    groups: int,
+    total: np.ndarray,
+    first: int,
+    outputs: int,
 ) -> None:
-    """Words [R, 2 · groups] · weights, both at addresses → total int32 [≥ R, N], by tiles. `step`
-    and `size` are the bytes between groups, and between blocks."""
-    outputs = total.shape[1]
-    start, stride, pitch = _ZEROS.ctypes.data, 4 * groups, 4 * outputs
+    """Words [R, 2 · groups] · weights, both at addresses → columns of total int32 [≥ R, …], by
+    tiles. `step` and `size` are the bytes between groups, and between blocks."""
+    start, stride, pitch = _ZEROS.ctypes.data, 4 * groups, 4 * total.shape[1]
     for n in range(0, outputs, _MULTIPLE):
         at = w + (n // _LANES) * size
-        x, y = words, total.ctypes.data + 4 * n
+        x, y = words, total.ctypes.data + 4 * (first + n)
         left = rows
         while left >= _MANY:
             _many(x, stride, at, step, size, groups, start, y, pitch)
@@ -100,7 +110,8 @@ def sum_into(
         over = over or most > _LARGEST
         for j in range(skipped + n, width):
             row[j] = 0
-    _cover(words.ctypes.data, rows, values.ctypes.data, dim * group, _LANES * group, groups, total)
+    _cover(words.ctypes.data, rows, values.ctypes.data, dim * group, _LANES * group, groups, total,
+           0, dim)  # fmt: skip
     if over:
         _add_rests(p, skipped, values, total)
 

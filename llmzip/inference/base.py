@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from llmzip.exact.team import Team
+
 Ids: TypeAlias = Union[np.ndarray, "Tensor"]  # int64
 Logits: TypeAlias = Union[np.ndarray, "Tensor"]  # float32
 
@@ -70,11 +72,15 @@ class Predictor(Protocol):
     uses_torch: bool  # whose threads are a setting of the process
     kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
 
-    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> Run:
+    divides_steps: bool  # whether threads can divide the steps of a run, and gain by it
+
+    def run(
+        self, streams: int, steps: int, prefix: Ids | None = None, threads: Team | None = None
+    ) -> Run:
         """Begin `streams` streams of at most `steps` tokens each.
 
         All of them begin after BOS and `prefix`, int64 [P], at most the overlap: as if the window
-        had just restarted.
+        had just restarted. `threads` divide each step, if the predictor `divides_steps`.
         """
 
     def memory(self, streams: int, steps: int) -> int:

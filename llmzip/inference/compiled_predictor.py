@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmzip.exact import team
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.kv_cache import Cache
 from llmzip.inference.base import (
@@ -22,6 +23,11 @@ from llmzip.inference.base import (
 if TYPE_CHECKING:
     import torch
 
+    from llmzip.exact.team import Team
+
+
+_CACHE_BYTES = 16 << 20  # weights beyond this are read from memory in each step
+
 
 class CompiledPredictor:
     """A compiled model with a context window that restarts, for any number of streams."""
@@ -34,12 +40,16 @@ class CompiledPredictor:
         """`bos` begins every context."""
         self.model, self.bos, self.context = model, bos, context
         self.vocabulary = model.spec.vocabulary
+        self.divides_steps = model.weight_bytes > _CACHE_BYTES and team.available()
         self._after_prefix: tuple[np.ndarray, Cache, np.ndarray] | None = None
 
-    def run(self, streams: int, steps: int, prefix: Any = None) -> _Run:
-        """Begin `streams` streams of at most `steps` tokens each, after `prefix`."""
+    def run(
+        self, streams: int, steps: int, prefix: Any = None, threads: Team | None = None
+    ) -> _Run:
+        """Begin `streams` streams of at most `steps` tokens each, after `prefix`. With `threads`,
+        these divide each step."""
         known = np.zeros(0, dtype=np.int64) if prefix is None else np.asarray(prefix)
-        return _Run(self, streams, steps, known)
+        return _Run(self, streams, steps, known, threads)
 
     def after_prefix(self, prefix: np.ndarray) -> tuple[Cache, np.ndarray]:
         """Cache and hidden state [1, H] of one stream after BOS and a prefix; the last ones are
@@ -66,8 +76,14 @@ class CompiledPredictor:
 
 class _Run:
     def __init__(
-        self, predictor: CompiledPredictor, streams: int, steps: int, prefix: np.ndarray
+        self,
+        predictor: CompiledPredictor,
+        streams: int,
+        steps: int,
+        prefix: np.ndarray,
+        threads: Team | None = None,
     ) -> None:
+        self._threads = threads
         self._p, self._model, self._streams = predictor, predictor.model, streams
         self._given = prefix
         self._capacity = min(predictor.context.window, steps + len(prefix))
@@ -83,7 +99,7 @@ class _Run:
 
     def _feed(self, ids: np.ndarray) -> np.ndarray:
         """ids [S, T] that fit into the window → hidden states [S, T, H]."""
-        hidden = self._model.forward(ids, self.cache, self._position)
+        hidden = self._model.forward(ids, self.cache, self._position, self._threads)
         self._position += ids.shape[1]
         return hidden
 
@@ -104,7 +120,7 @@ class _Run:
         return hidden[:, -1]
 
     def first(self) -> np.ndarray:
-        return self._model.logits(self._begin())
+        return self._model.logits(self._begin(), self._threads)
 
     def step(self, ids: Any) -> np.ndarray:
         ids = np.asarray(ids)[:, None]
@@ -113,8 +129,8 @@ class _Run:
         if self._position == context.window:
             recent = np.concatenate(self._recent, 1)
             self._restart(recent[:, recent.shape[1] - context.overlap :])
-            return self._model.logits(self.catch_up())
-        return self._model.logits(self._feed(ids)[:, 0])
+            return self._model.logits(self.catch_up(), self._threads)
+        return self._model.logits(self._feed(ids)[:, 0], self._threads)
 
     def score(self, ids: Any) -> Iterator[np.ndarray]:
         start = len(self._given)

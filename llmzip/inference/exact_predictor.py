@@ -43,7 +43,7 @@ ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops
 class ExactPredictor:
     """An exact model with a context window that restarts, for any number of streams."""
 
-    uses_torch = True
+    uses_torch, divides_steps = True, False
 
     def __init__(
         self,
@@ -67,7 +67,9 @@ class ExactPredictor:
             self.logit_rows = max(LOGIT_ROWS, min(_GPU_ROWS, room // (8 * self.vocabulary)))
         self._after_prefix: tuple[Tensor, Any, Tensor] | None = None
 
-    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _ExactRun:
+    def run(
+        self, streams: int, steps: int, prefix: Ids | None = None, threads: Any = None
+    ) -> _ExactRun:
         """Begin `streams` streams of at most `steps` tokens each, after `prefix`."""
         known = None if prefix is None else torch.as_tensor(prefix)
         return _ExactRun(self, streams, steps, known)

@@ -73,7 +73,7 @@ class FloatPredictor:
 
     fingerprint = b""
     on_gpu = False  # streams stay apart, as their number is part of the shapes
-    uses_torch = True
+    uses_torch, divides_steps = True, False
     kernels: torch.device | None = None
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
@@ -98,7 +98,9 @@ class FloatPredictor:
         self.threads = torch.get_num_threads()
         self.deterministic = device != "cpu"
 
-    def run(self, streams: int, steps: int, prefix: Ids | None = None) -> _FloatRun:
+    def run(
+        self, streams: int, steps: int, prefix: Ids | None = None, threads: Any = None
+    ) -> _FloatRun:
         """Begin `streams` streams, after `prefix`."""
         return _FloatRun(self, streams, None if prefix is None else torch.as_tensor(prefix))
 

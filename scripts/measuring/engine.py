@@ -86,9 +86,15 @@ def _products(model: CompiledLlama, rows: int) -> float:
 
     def work() -> None:
         for weight, size in zip(matrices, sizes, strict=True):
-            multiply(inputs[size], weight)
+            _multiply(inputs[size], weight)
 
     return _best(work) / rows
+
+
+def _multiply(q: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    total = np.empty((len(q), len(weight) * INSTRUCTION.lanes), dtype=np.int32)
+    multiply(q, weight, total, 0, 1)
+    return total
 
 
 def _decoding(predictor: CompiledPredictor, streams: int, length: int) -> float:
@@ -145,16 +151,16 @@ def _stages(predictor: CompiledPredictor, length: int) -> dict[str, float]:
             weights = [stack[i] for stack in model._weights]
             arrays = tuple(part[i] for part in cache.arrays)
             q, s = timed("norms", norm_rows, x, model._norms[0][i], epsilon, model._blocks[0])
-            total = timed("products", multiply, q, weights[0])
+            total = timed("products", _multiply, q, weights[0])
             q, s = timed("attention", attention_rows, total, s, scales[0], cos, sin, *arrays, base,
                          cache.window, score_scale, heads, head_dim, model._blocks[1],
                          model._blocks[4], 0)  # fmt: skip
-            total = timed("products", multiply, q, weights[1])
+            total = timed("products", _multiply, q, weights[1])
             timed("sums", add_rows, x.copy(), total, s, scales[1])
             q, s = timed("norms", norm_rows, x, model._norms[1][i], epsilon, model._blocks[2])
-            total = timed("products", multiply, q, weights[2])
+            total = timed("products", _multiply, q, weights[2])
             q, s = timed("gates", activation_rows, total, s, scales[2], gate, model._blocks[3])
-            total = timed("products", multiply, q, weights[3])
+            total = timed("products", _multiply, q, weights[3])
             timed("sums", add_rows, x.copy(), total, s, scales[3])
         timed("head", model.logits, x)
         best = {part: min(best.get(part, np.inf), t) for part, t in spent.items()}
