@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+_OWN_STREAMS = 5  # for each thread, from which it has them to itself
 _LARGEST_TEAM = 16  # threads; more would wait for each other most of the time
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
@@ -178,12 +179,13 @@ class FrameCodec:
 
         return in_threads(of, items, min(cores(), len(items)))
 
-    def _team(self) -> AbstractContextManager[Team | None]:
-        """Threads that divide each step of decoding, if the model gains by it."""
+    def _team(self, streams: int) -> AbstractContextManager[Team | None]:
+        """Threads that divide each step of decoding, if that is faster than streams of their own:
+        then mixing need not wait."""
         from llmzip.inference.base import cores
 
         count = min(cores(), self._most_cores, _LARGEST_TEAM)
-        if count == 1 or not self.predictor.divides_steps:
+        if count == 1 or streams >= _OWN_STREAMS * count or not self.predictor.divides_steps:
             return nullcontext()
         from llmzip.exact.team import Team
 
@@ -303,7 +305,7 @@ class FrameCodec:
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
         left = frame.content_length
-        with self._team() as team, self.threads(frame.streams, frame.streams, team) as threads:
+        with self._team(frame.streams) as team, self.threads(frame.streams, frame.streams, team) as threads:
             parts = threads.parts
             runs = [self.new_run(part.stop - part.start, steps, team) for part in parts]
             coded = [0] * len(parts)  # steps
