@@ -305,7 +305,10 @@ class FrameCodec:
         lengths = self.vocabulary.tokens.lengths
         report = Share(progress, frame.content_length, None, len(frame.payload))
         left = frame.content_length
-        with self._team(frame.streams) as team, self.threads(frame.streams, frame.streams, team) as threads:
+        with (
+            self._team(frame.streams) as team,
+            self.threads(frame.streams, frame.streams, team) as threads,
+        ):
             parts = threads.parts
             runs = [self.new_run(part.stop - part.start, steps, team) for part in parts]
             coded = [0] * len(parts)  # steps

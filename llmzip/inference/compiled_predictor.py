@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from llmzip.inference.base import (
     cores,
     run_memory,
 )
+from llmzip.inference.windowed_run import WindowedRun
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ class CompiledPredictor:
         return MOST_STREAMS
 
 
-class _Run:
+class _Run(WindowedRun[np.ndarray]):
     def __init__(
         self,
         predictor: CompiledPredictor,
@@ -83,76 +84,29 @@ class _Run:
         prefix: np.ndarray,
         threads: Team | None = None,
     ) -> None:
-        self._threads = threads
-        self._p, self._model, self._streams = predictor, predictor.model, streams
+        self._p, self._model, self._threads = predictor, predictor.model, threads
         self._given = prefix
-        self._capacity = min(predictor.context.window, steps + len(prefix))
-        self._restart(np.repeat(prefix[None], streams, 0))
+        bos = np.full((streams, 1), predictor.bos, dtype=np.int64)
+        prefixes = np.repeat(prefix[None], streams, 0)
+        rows = FORWARD_ROWS, LOGIT_ROWS
+        super().__init__(bos, prefixes, predictor.context, steps, rows)
 
-    def _restart(self, prefix: np.ndarray) -> None:
-        """Begin a window: the next tokens to feed are BOS and `prefix` [S, n]."""
-        bos = np.full((self._streams, 1), self._p.bos, dtype=np.int64)
-        self._position = 0
-        self._recent = [prefix]  # since the last restart, [S, n] each
-        self._waiting = np.concatenate([bos, prefix], 1)
-        self.cache = self._model.new_cache(self._streams, self._capacity)
+    def _joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts, 1)
 
-    def _feed(self, ids: np.ndarray) -> np.ndarray:
-        """ids [S, T] that fit into the window → hidden states [S, T, H]."""
-        hidden = self._model.forward(ids, self.cache, self._position, self._threads)
-        self._position += ids.shape[1]
-        return hidden
+    def _as_ids(self, ids: Any) -> np.ndarray:
+        return np.asarray(ids)
 
-    def _begin(self) -> np.ndarray:
-        """Feed BOS and the prefix → hidden state of the last, [S, H]."""
-        if not len(self._given):
-            return self.catch_up()
+    def _new_cache(self, capacity: int) -> Cache:
+        return self._model.new_cache(self._streams, capacity)
+
+    def _forward(self, ids: np.ndarray, position: int) -> np.ndarray:
+        return self._model.forward(ids, self.cache, position, self._threads)
+
+    def _head(self, hidden: np.ndarray) -> np.ndarray:
+        return self._model.logits(hidden, self._threads)
+
+    def _after_prefix(self) -> np.ndarray:
         cache, hidden = self._p.after_prefix(self._given)
         self.cache.continue_from(cache)
-        self._position = self._waiting.shape[1]
         return np.repeat(hidden, self._streams, 0)
-
-    def catch_up(self) -> np.ndarray:
-        """Feed the waiting tokens in blocks → hidden state of the last, [S, H]."""
-        block = max(1, FORWARD_ROWS // self._streams)
-        for start in range(0, self._waiting.shape[1], block):
-            hidden = self._feed(self._waiting[:, start : start + block])
-        return hidden[:, -1]
-
-    def first(self) -> np.ndarray:
-        return self._model.logits(self._begin(), self._threads)
-
-    def step(self, ids: Any) -> np.ndarray:
-        ids = np.asarray(ids)[:, None]
-        context = self._p.context
-        self._recent.append(ids)
-        if self._position == context.window:
-            recent = np.concatenate(self._recent, 1)
-            self._restart(recent[:, recent.shape[1] - context.overlap :])
-            return self._model.logits(self.catch_up(), self._threads)
-        return self._model.logits(self._feed(ids)[:, 0], self._threads)
-
-    def score(self, ids: Any) -> Iterator[np.ndarray]:
-        start = len(self._given)
-        ids = np.concatenate([self._recent[0], np.asarray(ids)], 1)
-        context, block = self._p.context, max(1, FORWARD_ROWS // self._streams)
-        done = start  # tokens that are known or whose logits are given
-        while done < ids.shape[1]:
-            if done > start:
-                self._restart(ids[:, done - context.overlap : done])
-            hidden = self._begin() if done == start else self.catch_up()
-            yield from self._logits(hidden[:, None])
-            done += 1
-            stop = min(ids.shape[1], done + context.window - self._position)
-            while done < stop:
-                part = ids[:, done - 1 : min(done - 1 + block, stop - 1)]
-                yield from self._logits(self._feed(part))
-                done += part.shape[1]
-
-    def _logits(self, hidden: np.ndarray) -> Iterator[np.ndarray]:
-        """Hidden states [S, T, H] → logits of some steps at a time, [steps, S, V]."""
-        steps = max(1, LOGIT_ROWS // self._streams)
-        for start in range(0, hidden.shape[1], steps):
-            part = hidden[:, start : start + steps].swapaxes(0, 1)
-            logits = self._model.logits(part.reshape(-1, part.shape[-1]))
-            yield logits.reshape(len(part), self._streams, -1)

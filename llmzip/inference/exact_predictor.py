@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from llmzip.inference.base import (
     require_memory,
     run_memory,
 )
+from llmzip.inference.windowed_run import WindowedRun
 from llmzip.models import ModelFiles
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ExactPredictor:
         return _ExactRun(self, streams, steps, known)
 
     def after_prefix(self, prefix: Tensor) -> tuple[Any, Tensor] | None:
-        """Cache and hidden state [1, 1, H] of one stream after BOS and a prefix; the last ones are
+        """Cache and hidden state [1, H] of one stream after BOS and a prefix; the last ones are
         kept for the next run. None if the model's caches cannot be copied."""
         if not isinstance(self.model, FusedLlama):
             return None
@@ -206,90 +207,48 @@ class _Replay:
             self._logits = self._compute()
 
 
-class _ExactRun:
+class _ExactRun(WindowedRun[Tensor]):
     def __init__(
         self, predictor: ExactPredictor, streams: int, steps: int, prefix: Tensor | None
     ) -> None:
-        self._p = predictor
-        self._streams = streams
+        self._p, self._model, self._given = predictor, predictor.model, prefix
         self._device = predictor.model.device
-        self._given, self._prefix = prefix, repeated(prefix, streams).to(self._device)
-        self._capacity = min(predictor.context.window, steps + self._prefix.shape[1])
-        self._recent: list[Tensor] = []  # since the last restart, [S, n] each
         self._replay: _Replay | None = None
-        self._restart(self._prefix)
+        bos = torch.full((streams, 1), predictor.bos, dtype=torch.int64, device=self._device)
+        prefixes = repeated(prefix, streams).to(self._device)
+        rows = predictor.forward_rows, predictor.logit_rows
+        super().__init__(bos, prefixes, predictor.context, steps, rows)
 
-    def _restart(self, prefix: Tensor) -> None:
-        """Begin a window: the next tokens to feed are BOS and `prefix` [S, n]."""
-        bos = torch.full((self._streams, 1), self._p.bos, dtype=torch.int64, device=self._device)
-        self._position = 0
-        self._recent = [prefix]
-        self._waiting = torch.cat([bos, prefix], 1)
-        self.cache: Any = self._p.model.new_cache(self._streams, self._capacity)
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), 1)
 
-    def _feed(self, ids: Tensor) -> Tensor:
-        """ids [S, T] that fit into the window → hidden states [S, T, H]."""
-        hidden = self._p.model.forward(ids, self.cache, self._position)
-        self._position += ids.shape[1]
-        return hidden
+    def _as_ids(self, ids: Any) -> Tensor:
+        return torch.as_tensor(ids).to(self._device)
 
-    def _begin(self) -> Tensor:
-        """Feed BOS and the prefix → hidden state of the last, [S, 1, H]."""
-        known = self._p.after_prefix(self._given) if self._given is not None else None
+    def _new_cache(self, capacity: int) -> Any:
+        return self._model.new_cache(self._streams, capacity)
+
+    def _forward(self, ids: Tensor, position: int) -> Tensor:
+        return self._model.forward(ids, self.cache, position)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self._model.logits(hidden)
+
+    def _after_prefix(self) -> Tensor | None:
+        known = None if self._given is None else self._p.after_prefix(self._given)
         if known is None:
-            return self.catch_up()
+            return None
         cache, hidden = known
         self.cache.continue_from(cache)
-        self._position = self._waiting.shape[1]
-        return hidden.expand(self._streams, -1, -1)
+        return hidden.expand(self._streams, -1)
 
-    def catch_up(self) -> Tensor:
-        """Feed the waiting tokens in blocks → hidden state of the last, [S, 1, H]."""
-        block = max(1, self._p.forward_rows // self._streams)
-        for ids in torch.split(self._waiting, block, 1):
-            hidden = self._feed(ids)
-        return hidden[:, -1:]
-
-    def first(self) -> Tensor:
-        return self._p.model.logits(self._begin()[:, 0])
-
-    def step(self, ids: Ids) -> Tensor:
-        ids = torch.as_tensor(ids).to(self._device)[:, None]
-        context = self._p.context
-        self._recent.append(ids)
-        if self._position == context.window:
-            recent = torch.cat(self._recent, 1)
-            self._restart(recent[:, recent.shape[1] - context.overlap :])
-            return self._p.model.logits(self.catch_up()[:, 0])
+    def _next(self, ids: Tensor) -> Tensor:
         if not self._p.replays:
-            return self._p.model.logits(self._feed(ids)[:, 0])
+            return super()._next(ids)
         if self._replay is None:
-            self._replay = _Replay(self._p.model, self.cache, self._capacity, self._streams)
+            self._replay = _Replay(self._model, self.cache, self._capacity, self._streams)
         if self.cache is not None:  # it was filled since the last step
             self._replay.start(self.cache, self._position)
             self.cache = None
         self._position += 1
         return self._replay.step(ids)
-
-    def score(self, ids: Ids) -> Iterator[Tensor]:
-        start = self._prefix.shape[1]
-        ids = torch.cat([self._prefix, torch.as_tensor(ids).to(self._device)], 1)
-        context, block = self._p.context, max(1, self._p.forward_rows // self._streams)
-        done = start  # tokens that are known or whose logits are given
-        while done < ids.shape[1]:
-            if done > start:
-                self._restart(ids[:, done - context.overlap : done])
-            yield from self._logits(self._begin() if done == start else self.catch_up())
-            done += 1
-            stop = min(ids.shape[1], done + context.window - self._position)
-            while done < stop:
-                part = ids[:, done - 1 : min(done - 1 + block, stop - 1)]
-                yield from self._logits(self._feed(part))
-                done += part.shape[1]
-
-    def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Hidden states [S, T, H] → logits of some steps at a time, [steps, S, V]."""
-        steps = max(1, self._p.logit_rows // self._streams)
-        for part in torch.split(hidden.transpose(0, 1), steps):
-            flat = part.reshape(-1, part.shape[-1])
-            yield self._p.model.logits(flat).view(part.shape[0], self._streams, -1)
