@@ -196,9 +196,11 @@ def known_answer(rotated: bool) -> str:
     return hasher.hexdigest()
 
 
-def small_model(window: int | None = 33) -> tuple[Architecture, dict[str, np.ndarray]]:
+def small_model(
+    window: int | None = 33, head_dim: int = 32
+) -> tuple[Architecture, dict[str, np.ndarray]]:
     """A model of random weights whose attention slides over `window` tokens."""
-    h, layers = 32, 2
+    h, layers = head_dim, 2
     architecture = Architecture.from_config(
         {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
          "intermediate_size": 6 * h, "num_hidden_layers": layers, "num_attention_heads": 4,

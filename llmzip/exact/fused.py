@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmzip.exact import MAX_CONTEXT, activations, matmul, ops, tables
-from llmzip.exact.architecture import Architecture
+from llmzip.exact import MAX_CONTEXT, activations, compiled_llama, matmul, ops, tables
 from llmzip.exact.attention_rows import attention_rows
 from llmzip.exact.kv_cache import Cache
 from llmzip.exact.llama import ExactLlama
@@ -152,19 +151,13 @@ def fused(model: ExactLlama) -> ExactLlama | FusedLlama:
 @cache
 def agrees(head_dim: int, rotated: bool) -> bool:
     """Whether both forms of a small model give the same bits here. Heads of 32 use `matmul`."""
-    h = head_dim
-    architecture = Architecture.from_config(
-        {"model_type": "mistral", "vocab_size": 8 * h, "hidden_size": 4 * h,
-         "intermediate_size": 6 * h, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 33,
-         "tie_word_embeddings": True}
-    )  # fmt: skip
+    architecture, arrays = compiled_llama.small_model(head_dim=head_dim)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     reference = ExactLlama(
-        architecture, _random_weights(4 * h, 6 * h, 2, 8 * h), levels=ops.A8_LEVELS,
-        key_levels=ops.KEY_LEVELS, rotated=rotated,
-    )  # fmt: skip
+        architecture, tensors, levels=ops.A8_LEVELS, key_levels=ops.KEY_LEVELS, rotated=rotated
+    )
     fast = FusedLlama(reference)
-    ids = torch.arange(3 * 80).view(3, 80) * 31 % (8 * h)
+    ids = torch.from_numpy(compiled_llama.small_ids(architecture))
     expected = reference.forward(ids, reference.new_cache(3, 512), 0)
     once = fast.forward(ids, fast.new_cache(3, 512), 0)
     cache = fast.new_cache(1, 512)
@@ -175,33 +168,6 @@ def agrees(head_dim: int, rotated: bool) -> bool:
         and torch.equal(torch.cat(steps, 1), expected[1:2])
         and torch.equal(fast.logits(expected[0, :2]), logits[:2])
     )
-
-
-def _random_weights(hidden: int, width: int, layers: int, vocabulary: int) -> dict[str, Tensor]:
-    """Weights of a Llama with half as many key heads, from a congruential generator."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens": (vocabulary, hidden),
-        "norm": (hidden,),
-    }
-    for i in range(layers):
-        part = f"layers.{i}."
-        shape: tuple[int, ...] = (hidden // 2, hidden)
-        shapes |= dict.fromkeys((part + "self_attn.k_proj", part + "self_attn.v_proj"), shape)
-        shape = (hidden, hidden)
-        shapes |= dict.fromkeys((part + "self_attn.q_proj", part + "self_attn.o_proj"), shape)
-        shapes |= dict.fromkeys((part + "mlp.gate_proj", part + "mlp.up_proj"), (width, hidden))
-        shapes |= {part + "mlp.down_proj": (hidden, width)}
-        norms = (part + "input_layernorm", part + "post_attention_layernorm")
-        shapes |= dict.fromkeys(norms, (hidden,))
-    weights = {}
-    for seed, (name, shape) in enumerate(shapes.items()):
-        state = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) + np.uint64(seed << 32)
-        for factor in (6364136223846793005, 2862933555777941757):
-            state = (state ^ (state >> np.uint64(29))) * np.uint64(factor)
-        mantissas = (state >> np.uint64(40)).astype(np.int64) - (1 << 23)
-        values = mantissas.astype(np.float32) * np.float32(2.0**-22)
-        weights[f"model.{name}.weight"] = torch.from_numpy(values).view(shape)
-    return weights
 
 
 def _stack_weights(linears: list[ops.Linear]) -> np.ndarray:
