@@ -172,6 +172,23 @@ def test_damage_is_noticed(jobs: list[Job]) -> None:
         assert not jobs[0].source.with_suffix(".back").exists()
 
 
+def test_processes_do_not_import_from_the_current_folder(tmp_path: Path) -> None:
+    """Where a user has files of any name."""
+    (tmp_path / "json.py").write_text("open('ran', 'w').close()")
+    (tmp_path / "a.llmz").write_bytes(llmzip.compress(b"a"))
+    script = "import sys; from llmzip.cli import main; sys.exit(main())"  # as pip installs it
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "script").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bin" / "script", "test", "--workers", "2", "a.llmz"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(llmzip.__file__).parent.parent)},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a.llmz: ok, 1 bytes\n", b"")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_corpus_to_a_folder_and_back(tmp_path: Path) -> None:
     folder, out, restored = (tmp_path / name for name in ("corpus", "archives", "restored"))
     (folder / "sub").mkdir(parents=True)

@@ -17,6 +17,7 @@ from llmzip.archive import container
 from llmzip.cli.inputs import expand, require_regular
 from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
+from llmzip.coding.child import module_command
 from llmzip.errors import CorruptArchive
 from llmzip.output import write, writing
 
@@ -210,7 +211,7 @@ def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bo
         raise UsageError("--json needs a single process: leave out --workers")
     from concurrent.futures import ThreadPoolExecutor
 
-    command = [sys.executable, "-m", "llmzip", "test", "--device", arguments.device]
+    command = module_command("llmzip", "test", "--device", arguments.device)
     for option in ("model", "max_output", "prime"):
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
