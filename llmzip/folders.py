@@ -10,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 
-_STAMP_BYTES = 16
+_DIGEST_BYTES = 16
 
 
 def data_folder() -> Path:
@@ -85,7 +86,16 @@ def source_stamp() -> str:
     for name, entry in _sources(os.path.dirname(__file__)):
         status = entry.stat()
         stamps.append((name, status.st_mtime_ns, status.st_size))
-    return hashlib.blake2b(repr(sorted(stamps)).encode(), digest_size=_STAMP_BYTES).hexdigest()
+    return hashlib.blake2b(repr(sorted(stamps)).encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+@cache
+def source_digest() -> bytes:
+    """A digest of the package's sources themselves: equal on all machines that have the same."""
+    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for name, entry in sorted(_sources(os.path.dirname(__file__)), key=itemgetter(0)):
+        hasher.update(f"{name} {entry.stat().st_size} ".encode() + Path(entry).read_bytes())
+    return hasher.digest()
 
 
 def _sources(folder: str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:

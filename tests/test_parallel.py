@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import PROSE, TINY, run
+from families import FAMILIES, build, save
 
 import llmzip
 from llmzip.cli import corpus
@@ -153,6 +155,36 @@ def test_what_was_left_is_used_only_if_it_fits(
     runner.run(jobs[:1], OPTIONS)
     assert set(found) >= {0, 1, 2, 3}
     assert jobs[0].target.read_bytes() == alone(jobs[0])
+
+
+@pytest.mark.parametrize("name", ["source_digest", "VERSION", "ARITHMETIC"])
+def test_what_other_code_has_left_is_not_used(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(ranks, "_TIMEOUT", 0.1)
+    with pytest.raises(llmzip.LlmzipError):
+        runner.run(jobs[:1], OPTIONS, rank=Rank(0, 2, 0, 2))
+    other = (lambda: b"others") if name == "source_digest" else 99
+    monkeypatch.setattr(tasks, name, other)
+    found = counted(monkeypatch)
+    runner.run(jobs[:1], OPTIONS)
+    assert found == [task.number for task in tasks.tasks_of(jobs[0], OPTIONS, False)]
+
+
+def test_frames_of_a_converted_model_belong_to_a_version_of_transformers(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may compute the model differently."""
+    save(build(*FAMILIES["gpt2"]), tmp_path / "gpt2")
+    task = tasks.tasks_of(jobs[1], OPTIONS, False)[0]
+    keys = []
+    for version in ("5.0", "5.1"):
+        tasks._model_digest.cache_clear()
+        monkeypatch.setattr(tasks, "version", lambda package, version=version: version)
+        for model in (str(tmp_path / "gpt2"), str(TINY)):
+            keys.append(tasks._key(task, replace(OPTIONS, model=model), b""))
+    assert keys[0] != keys[2]
+    assert keys[1] == keys[3]
 
 
 def test_a_worker_that_dies_is_said() -> None:
