@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PROSE, TINY, run
@@ -187,3 +188,51 @@ def test_a_hostile_index_is_refused(index: str, tmp_path: Path) -> None:
     path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
     with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
         tar.extract(file, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [1 << 60, -(1 << 60)])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_header_cannot_ask_for_more_than_there_is(
+    kind: bytes, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = io.BytesIO()
+    with tarfile.TarFile(fileobj=content, mode="w") as writer:
+        info = tarfile.TarInfo("a")
+        info.type = kind
+        content.write(info.tobuf(tarfile.GNU_FORMAT))
+        content.seek(124)  # the size, in base 256
+        content.write((size % (1 << 96)).to_bytes(12, "big"))
+        if size > 0:
+            content.seek(124)
+            content.write(b"\x80")
+        block = bytearray(content.getvalue())
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        content.seek(0)
+        content.write(block)
+        info = tarfile.TarInfo(tar.INDEX)
+        info.size = 7
+        writer.addfile(info, io.BytesIO(b'{"a":0}'))
+    read = llmzip.LlmzipFile.read
+    monkeypatch.setattr(llmzip.LlmzipFile, "read", lambda file, size=-1: _read(read, file, size))
+    path = tmp_path / "x.llmz"
+    path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
+    with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
+        tar.extract(file, [], tmp_path / "out")
+
+
+def _read(read: Any, file: llmzip.LlmzipFile, size: int) -> Any:
+    assert 0 <= size <= 1 << 16  # what is asked for is what may be allocated
+    return read(file, size)
+
+
+def test_a_member_for_which_memory_is_too_small(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extract(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tar, "_extract", extract)
+    error = pytest.raises(llmzip.CorruptArchive, match=r"sub/4.txt.*memory")
+    with llmzip.open(archive, options=OPTIONS) as file, error:
+        tar.extract(file, ["sub/4.txt"], tmp_path / "out")
