@@ -150,6 +150,22 @@ def test_an_archive_without_index(tmp_path: Path) -> None:
         tar.extract(file, [], tmp_path)
 
 
+def test_the_search_for_an_index_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "_TAIL_BYTES", 1 << 10)
+    monkeypatch.setattr(tar, "_TAIL_LIMIT", 1 << 14)
+    sizes = []
+
+    class File(llmzip.LlmzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    (tmp_path / "x.llmz").write_bytes(llmzip.compress(os.urandom(1 << 16)))
+    with File(tmp_path / "x.llmz") as file:
+        assert tar.read_index(file) is None
+    assert sizes == [1 << 10, 1 << 14]
+
+
 def test_each_name_of_a_file_can_be_extracted_alone(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -77,7 +77,7 @@ def read_index(content: LlmzipFile) -> dict[str, int] | None:
         for block in range(len(tail) // _BLOCK * _BLOCK - _BLOCK, -1, -_BLOCK):
             if tail.startswith(INDEX.encode() + b"\0", block):
                 return _parse_index(tail[block:])
-        if not start or size > _TAIL_LIMIT:
+        if not start or size >= _TAIL_LIMIT:
             return None
         size *= 16
 
