@@ -258,6 +258,31 @@ def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
     )
 
 
+def test_the_manifest_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    """Files of others in the folder do not cost the manifest."""
+    (tmp_path / "text").write_text(PROSE)
+    (tmp_path / "out" / "another.llmz").write_bytes(b"no archive")
+    done = run("compress", "--out", tmp_path / "out", tmp_path / "text", *MODEL)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"another.llmz: " in done.stderr
+    lines = (tmp_path / "out" / corpus.MANIFEST).read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == ["text.llmz"]
+
+
+def test_archives_of_the_future_in_a_manifest(tmp_path: Path) -> None:
+    archive = bytearray(llmzip.compress(PROSE.encode(), model=str(TINY)))
+    for name in "ab":
+        (tmp_path / f"{name}.llmz").write_bytes(archive)
+    assert not corpus.write_manifest(tmp_path)
+    archive[4] = 99  # the version of the format
+    (tmp_path / "a.llmz").write_bytes(archive)
+    (tmp_path / "b.llmz").unlink()
+    with pytest.raises(llmzip.CorruptArchive) as error:
+        corpus.verify(str(tmp_path))
+    assert str(error.value).startswith("a.llmz cannot be read: archive format version 99")
+    assert str(error.value).endswith("; b.llmz is missing")
+
+
 def test_a_rank_that_comes_late(jobs: list[Job]) -> None:
     """What is there by then changes nothing in who does what."""
     order = [jobs[1], jobs[0]]  # one frame, which is rank 0's; then several

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmzip.archive import container
-from llmzip.cli.inputs import expand, require_regular
+from llmzip.cli.inputs import attempt, expand, require_regular
 from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
 from llmzip.coding.child import module_command
-from llmzip.errors import CorruptArchive
+from llmzip.errors import CorruptArchive, LlmzipError
 from llmzip.output import write, writing
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(
                      skip=skip, finished=finished, progress=progress)  # fmt: skip
     if rank.rank == 0:
         if arguments.out and compressing:
-            write_manifest(Path(arguments.out))
+            failed |= write_manifest(Path(arguments.out))
         for job in jobs if arguments.rm else ():
             job.source.unlink()
     return int(failed)
@@ -157,12 +157,18 @@ def extract(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_manifest(folder: Path) -> None:
-    """Write sizes and BLAKE2b-16 digests of all archives in a folder. Raises OSError."""
+def write_manifest(folder: Path) -> bool:
+    """Write sizes and BLAKE2b-16 digests of all archives in a folder. True if some cannot be read:
+    others may have left them there, and stderr names them. Raises OSError."""
     lines = [_COLUMNS]
-    for path in _archives(folder):
+
+    def add(name: str) -> None:
+        path = Path(name)
         lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_entry(path)))))
+
+    failed = [attempt(str(path), add) for path in _archives(folder)]
     write(folder / MANIFEST, os.fsencode("".join(f"{line}\n" for line in lines)))
+    return any(failed)
 
 
 def _archives(folder: Path) -> list[Path]:
@@ -199,6 +205,9 @@ def verify(name: str) -> None:
             same = tuple(map(str, _entry(present[known]))) == recorded[known]
         except CorruptArchive:
             same = False
+        except (LlmzipError, OSError) as error:
+            problems.append(f"{known} cannot be read: {getattr(error, 'strerror', None) or error}")
+            continue
         if not same:
             problems.append(f"{known} is not what the manifest says")
     if problems:
