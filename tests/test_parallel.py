@@ -17,6 +17,7 @@ from families import FAMILIES, build, save
 
 import llmzip
 from llmzip.cli import corpus
+from llmzip.cli.options import set_threads
 from llmzip.parallel import ranks, runner, tasks
 from llmzip.parallel.ranks import Rank
 from llmzip.parallel.tasks import Job, Task
@@ -185,6 +186,16 @@ def test_frames_of_a_converted_model_belong_to_a_version_of_transformers(
             keys.append(tasks._key(task, replace(OPTIONS, model=model), b""))
     assert keys[0] != keys[2]
     assert keys[1] == keys[3]
+
+
+def test_workers_share_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the whole machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    with runner.processes(2) as pool:
+        assert pool.submit(os.getenv, "RAYON_NUM_THREADS").result() == "3"  # type: ignore[arg-type, comparison-overlap]
+    set_threads(0)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_worker_that_dies_is_said() -> None:

@@ -220,13 +220,15 @@ def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bo
         raise UsageError("--json needs a single process: leave out --workers")
     from concurrent.futures import ThreadPoolExecutor
 
+    from llmzip.inference.base import cores_of_machine
+
     command = module_command("llmzip", "test", "--device", arguments.device)
     for option in ("model", "max_output", "prime"):
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     command += ["--allow-download"] * arguments.allow_download + ["-f"] * arguments.force
     command += ["-q"] * arguments.quiet
-    threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+    threads = max(1, cores_of_machine() // arguments.workers)
 
     def test_one(name: str) -> bool:
         done = subprocess.run([*command, "-T", str(threads), name], capture_output=True)
