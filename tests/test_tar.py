@@ -100,6 +100,9 @@ def test_at_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = run("extract", target, "sub/deep", "link", "-C", tmp_path / "out", *MODEL)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "out" / "sub" / "deep" / ("n" * 120)).read_text() == "a long name"
+    piped = run("compress", "--archive", folder, "-o", "-", *MODEL, cwd=tmp_path)
+    assert (piped.returncode, piped.stdout) == (0, target.read_bytes())
+    assert not (tmp_path / "-").exists()
     assert run("extract", target, "nothing", *MODEL).returncode == 1
     assert run("compress", "--archive", folder / "empty", *MODEL).returncode == 2
     assert run("compress", "--archive", ".", "-o", "z", *MODEL, cwd=folder).returncode == 2

@@ -133,6 +133,12 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     if arguments.stdout or arguments.rm or arguments.out or arguments.workers > 1:
         raise UsageError("--archive goes with -o alone: no -c, --rm, --out, --workers")
     folder = Path(arguments.files[0])
+    if arguments.output == "-":
+        if sys.stdout.isatty() and not arguments.force:
+            raise UsageError("compressed data is not written to a terminal; -f does it anyway")
+        tar.write(sys.stdout.buffer, folder, options)
+        sys.stdout.buffer.flush()
+        return 0
     target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
     if folder.resolve() in target.resolve().parents:
         raise UsageError(f"{target} would be inside the folder; choose another target with -o")
