@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
-from llmzip.folders import writable_cache
+from llmzip.folders import source_stamp, writable_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -139,14 +139,14 @@ class _Cache(FunctionCache):
         return any(key[1:] == wanted for key in found)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        """The code holds that of functions from other modules of the package (`inlined`), so it is
-        of no use once one of these has changed."""
+        """The code holds that of functions from other modules (`inlined`), of this package or
+        beside the function's, so it is of no use once one of these has changed."""
         key = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
         folder = os.path.dirname(self._py_func.__code__.co_filename)
         with os.scandir(folder) as entries:
             modules = [(e.name, e.stat()) for e in entries if e.name.endswith(".py")]
         stamps = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in modules)
-        return (*key, tuple(stamps))
+        return (*key, tuple(stamps), source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """As numba's, but the context is not refreshed: that loads what compiling needs, which

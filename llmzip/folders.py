@@ -1,12 +1,19 @@
-"""The folders for a user's data (installed models) and cache (what can be made again)."""
+"""The folders for a user's data (installed models) and cache (what can be made again), and the
+package's own sources, which what is cached depends on."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
+
+_DIGEST_BYTES = 16
 
 
 def data_folder() -> Path:
@@ -69,3 +76,33 @@ def _is_private(folder: Path) -> bool:
     status = folder.lstat()
     private = not status.st_mode & 0o077
     return stat.S_ISDIR(status.st_mode) and status.st_uid == _user() and private
+
+
+@cache
+def source_stamp() -> str:
+    """A digest of the names, times and sizes of the package's sources, as they were at the first
+    call."""
+    stamps = []
+    for name, entry in _sources(os.path.dirname(__file__)):
+        status = entry.stat()
+        stamps.append((name, status.st_mtime_ns, status.st_size))
+    return hashlib.blake2b(repr(sorted(stamps)).encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+@cache
+def source_digest() -> bytes:
+    """A digest of the package's sources themselves: equal on all machines that have the same."""
+    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for name, entry in sorted(_sources(os.path.dirname(__file__)), key=itemgetter(0)):
+        hasher.update(f"{name} {entry.stat().st_size} ".encode() + Path(entry).read_bytes())
+    return hasher.digest()
+
+
+def _sources(folder: str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Names relative to the package, and files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".py"):
+                yield prefix + entry.name, entry
+            elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                yield from _sources(entry.path, f"{prefix}{entry.name}/")

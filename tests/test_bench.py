@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_a_codec_that_fails_says_why(tmp_path: Path) -> None:
     request = {"codec": "xz -9e", "direction": "decode", "source": str(tmp_path / "text")}
     done = codecs.run({**request, "target": str(tmp_path / "x"), "repeat": 1, "options": {}})
     assert "LZMAError" in done["error"]
+
+
+def test_codecs_do_not_import_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert "error" not in codecs.round_trip("xz -9e", PROSE.encode())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_model_counts_once_and_failures_stay() -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
+from llmzip.cli import main
 
 MODEL = ("--model", TINY)
 
@@ -119,6 +120,13 @@ def test_info_needs_no_model(packed: Path) -> None:
     assert [frame["kind"] for frame in archive["frames"]] == ["model"]
     assert sum(entry["spent_bytes"].values()) == entry["archive_bytes"] == packed.stat().st_size
     assert "1 model" in run("info", packed).stdout.decode()
+
+
+def test_info_takes_threads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it needs to decode."""
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    assert main(["info", "--costs", "-T", "1", str(packed), "--model", str(TINY)]) == 0
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
 
 
 def test_info_loads_no_torch(packed: Path) -> None:

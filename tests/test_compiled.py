@@ -183,6 +183,45 @@ def test_code_of_changed_sources_is_compiled_again(site: Site) -> None:
     assert site.run("f4")[0] == 1
 
 
+INLINED = """
+from llmzip.compiled import inlined
+
+@inlined
+def again(value):
+    return FACTOR * value
+"""
+LOOPS_OF_SEVERAL = """
+from llmzip.compiled import compiled
+from llmzip.archive.added import again
+
+@compiled
+def double(values):
+    total = 0 * values[0]
+    for value in values:
+        total += again(value)
+    return total
+"""
+
+
+def test_code_of_another_folder_of_the_package_has_changed(site: Site) -> None:
+    """What is inlined comes from where the function itself is not."""
+    site.folder.chmod(0o755)
+    package = Path(compiled_module.__file__).parent
+    copy = site.folder / "llmzip"
+    for source in package.rglob("*.py"):
+        target = copy / source.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    (site.folder / "loops.py").write_text(LOOPS_OF_SEVERAL)
+    added = copy / "archive" / "added.py"
+    added.write_text(INLINED.replace("FACTOR", "value // value * 2"))
+    site.run("i4")
+    assert site.run("i4")[0] == 1
+    added.write_text(INLINED.replace("FACTOR", "3"))
+    with pytest.raises(AssertionError, match="i4"):  # three times as much, not twice
+        site.run("i4")
+
+
 SAME = """
 from conftest import PROSE, table_frames
 from llmzip.coding import first_run

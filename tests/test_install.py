@@ -143,6 +143,17 @@ def test_of_an_index(
     assert all(sum(done) == total for total, *done in (steps["convert"], steps["check"]))
 
 
+def test_pip_does_not_import_from_the_current_folder(
+    catalogue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with pytest.raises(LlmzipError, match="No matching distribution found"):
+        install.install("tiny")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_without_network(catalogue: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "install", "tiny"]) == 1
     said = capsys.readouterr().err

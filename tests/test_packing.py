@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -21,8 +22,8 @@ from safetensors.torch import save
 
 from llmzip import models
 from llmzip.errors import CorruptArchive, LlmzipError, UnsupportedArchive, UnsupportedModel
-from llmzip.models import compact_tokenizer, packing
-from llmzip.models.packing import layout
+from llmzip.models import compact_tokenizer, model_folder, packing
+from llmzip.models.packing import file, layout
 from llmzip.models.store import save_int8
 
 DTYPES = {
@@ -221,6 +222,25 @@ def test_a_packed_model_is_the_same_model(tmp_path: Path) -> None:
         models.load(str(tmp_path / "small"))
     save_int8(str(source), tmp_path / "small")
     assert models.load(str(tmp_path / "small")).digest == plain.digest
+
+
+def test_a_packed_model_is_saved_and_loaded_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large it is: a library starts no processes unasked."""
+    monkeypatch.setattr(layout, "CHUNK_ELEMENTS", 4096)
+    monkeypatch.setattr(layout, "BLOCK_LIMIT", 1 << 14)
+
+    def start(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(file, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    files = models.load(str(TINY))
+    tokenizer = json.loads(files.tokenizer_json)
+    model_folder.save(files.config, tokenizer, files.tensors, tmp_path / "m", packed=True)
+    assert (tmp_path / "m" / model_folder.PACKED).stat().st_size > 4 * layout.BLOCK_LIMIT
+    assert models.load(str(tmp_path / "m")).digest == files.digest
 
 
 def test_packed_weights_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:

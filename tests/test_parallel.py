@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import PROSE, TINY, run
+from families import FAMILIES, build, save
 
 import llmzip
 from llmzip.cli import corpus
+from llmzip.cli.options import set_threads
 from llmzip.parallel import ranks, runner, tasks
 from llmzip.parallel.ranks import Rank
 from llmzip.parallel.tasks import Job, Task
@@ -175,6 +178,46 @@ def test_one_model_is_held_at_a_time() -> None:
     assert first() is None
 
 
+@pytest.mark.parametrize("name", ["source_digest", "VERSION", "ARITHMETIC"])
+def test_what_other_code_has_left_is_not_used(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(ranks, "_TIMEOUT", 0.1)
+    with pytest.raises(llmzip.LlmzipError):
+        runner.run(jobs[:1], OPTIONS, rank=Rank(0, 2, 0, 2))
+    other = (lambda: b"others") if name == "source_digest" else 99
+    monkeypatch.setattr(tasks, name, other)
+    found = counted(monkeypatch)
+    runner.run(jobs[:1], OPTIONS)
+    assert found == [task.number for task in tasks.tasks_of(jobs[0], OPTIONS, False)]
+
+
+def test_frames_of_a_converted_model_belong_to_a_version_of_transformers(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may compute the model differently."""
+    save(build(*FAMILIES["gpt2"]), tmp_path / "gpt2")
+    task = tasks.tasks_of(jobs[1], OPTIONS, False)[0]
+    keys = []
+    for version in ("5.0", "5.1"):
+        tasks._model_digest.cache_clear()
+        monkeypatch.setattr(tasks, "version", lambda package, version=version: version)
+        for model in (str(tmp_path / "gpt2"), str(TINY)):
+            keys.append(tasks._key(task, replace(OPTIONS, model=model), b""))
+    assert keys[0] != keys[2]
+    assert keys[1] == keys[3]
+
+
+def test_workers_share_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the whole machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    with runner.processes(2) as pool:
+        assert pool.submit(os.getenv, "RAYON_NUM_THREADS").result() == "3"  # type: ignore[arg-type, comparison-overlap]
+    set_threads(0)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
 def test_a_worker_that_dies_is_said() -> None:
     with runner.processes(1) as pool, pytest.raises(llmzip.LlmzipError, match="worker process"):
         runner._result(pool.submit(os._exit, 3))  # type: ignore[arg-type]
@@ -190,6 +233,23 @@ def test_damage_is_noticed(jobs: list[Job]) -> None:
         with pytest.raises(llmzip.CorruptArchive):
             runner.run(back(jobs[:1]), OPTIONS, decode=True)
         assert not jobs[0].source.with_suffix(".back").exists()
+
+
+def test_processes_do_not_import_from_the_current_folder(tmp_path: Path) -> None:
+    """Where a user has files of any name."""
+    (tmp_path / "json.py").write_text("open('ran', 'w').close()")
+    (tmp_path / "a.llmz").write_bytes(llmzip.compress(b"a"))
+    script = "import sys; from llmzip.cli import main; sys.exit(main())"  # as pip installs it
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "script").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bin" / "script", "test", "--workers", "2", "a.llmz"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(llmzip.__file__).parent.parent)},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a.llmz: ok, 1 bytes\n", b"")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_corpus_to_a_folder_and_back(tmp_path: Path) -> None:
@@ -227,6 +287,31 @@ def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
     assert str(error.value) == (
         "a.llmz is missing; b.llmz is not what the manifest says; d.llmz is not in the manifest"
     )
+
+
+def test_the_manifest_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    """Files of others in the folder do not cost the manifest."""
+    (tmp_path / "text").write_text(PROSE)
+    (tmp_path / "out" / "another.llmz").write_bytes(b"no archive")
+    done = run("compress", "--out", tmp_path / "out", tmp_path / "text", *MODEL)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"another.llmz: " in done.stderr
+    lines = (tmp_path / "out" / corpus.MANIFEST).read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == ["text.llmz"]
+
+
+def test_archives_of_the_future_in_a_manifest(tmp_path: Path) -> None:
+    archive = bytearray(llmzip.compress(PROSE.encode(), model=str(TINY)))
+    for name in "ab":
+        (tmp_path / f"{name}.llmz").write_bytes(archive)
+    assert not corpus.write_manifest(tmp_path)
+    archive[4] = 99  # the version of the format
+    (tmp_path / "a.llmz").write_bytes(archive)
+    (tmp_path / "b.llmz").unlink()
+    with pytest.raises(llmzip.CorruptArchive) as error:
+        corpus.verify(str(tmp_path))
+    assert str(error.value).startswith("a.llmz cannot be read: archive format version 99")
+    assert str(error.value).endswith("; b.llmz is missing")
 
 
 def test_a_rank_that_comes_late(jobs: list[Job]) -> None:

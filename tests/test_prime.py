@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,9 +23,11 @@ from llmzip import Options, models
 from llmzip.archive.options import PRIME_LIMIT
 from llmzip.archive.recovery import Damage, Recovered, recover
 from llmzip.coding.frame_codec import FrameCodec
+from llmzip.coding.prime import Prime
 from llmzip.coding.streams import Cut
 from llmzip.errors import CorruptArchive, LlmzipError, WrongPrime
 from llmzip.inference import Context, build
+from llmzip.mixing.state import State
 
 PRIME = "".join(f'{{"id": {i}, "name": "Elizabeth", "estate": "Pemberley"}}\n' for i in range(40))
 RECORD = b'{"id": 77, "name": "Darcy", "estate": "Pemberley"}\n'
@@ -101,6 +107,29 @@ def test_streams_after_a_prefix_continue_it(
         for t in range(ids.shape[1] - 1):
             step = torch.as_tensor(stepping.step(ids[:, t]))
             assert torch.equal(step, expected[t + 1, :streams])
+
+
+def test_only_the_last_prime_is_kept(table_codec: FrameCodec) -> None:
+    first = weakref.ref(table_codec.primed(b"one"))
+    assert first() is table_codec.primed(b"one")
+    last = table_codec.primed(b"another")
+    gc.collect()
+    assert first() is None
+    assert last is table_codec.primed(b"another")
+
+
+def test_threads_learn_a_prime_once() -> None:
+    learned = []
+
+    def learn(state: State) -> None:
+        learned.append(state)
+        time.sleep(0.1)  # meanwhile the others ask
+
+    prime = Prime(b"text", learn)
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(lambda _: prime.state(1, 100), range(4)))
+    assert len(learned) == 1
+    assert len({id(state) for state in states}) == 4
 
 
 def test_another_prime_or_none_is_refused() -> None:

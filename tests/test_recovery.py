@@ -267,3 +267,16 @@ def test_no_more_than_max_length() -> None:
     with pytest.raises(TooLong):
         _recovered(archive, Options(max_length=319))
     assert len(_recovered(archive, Options(max_length=320))) == 6
+
+
+def test_what_is_lost_does_not_count_for_max_length() -> None:
+    archive, starts = _archive(SMALL)
+    lost = bytearray(archive)
+    lost[starts[1] - 1] ^= 1  # of a checksum: the content can be decoded, and is refused
+    left = sum(map(len, SMALL[1:]))
+    twice = 2 * (left + len(SMALL[0]))
+    parts = _recovered(bytes(lost), Options(max_length=left))
+    assert b"".join(p.content for p in parts if isinstance(p, Recovered)) == b"".join(SMALL[1:])
+    assert len(_recovered(archive + lost, Options(max_length=twice - len(SMALL[0])))) == 12
+    with pytest.raises(TooLong):
+        _recovered(archive + lost, Options(max_length=twice - len(SMALL[0]) - 1))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PROSE, TINY, run
@@ -99,6 +100,9 @@ def test_at_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = run("extract", target, "sub/deep", "link", "-C", tmp_path / "out", *MODEL)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "out" / "sub" / "deep" / ("n" * 120)).read_text() == "a long name"
+    piped = run("compress", "--archive", folder, "-o", "-", *MODEL, cwd=tmp_path)
+    assert (piped.returncode, piped.stdout) == (0, target.read_bytes())
+    assert not (tmp_path / "-").exists()
     assert run("extract", target, "nothing", *MODEL).returncode == 1
     assert run("compress", "--archive", folder / "empty", *MODEL).returncode == 2
     assert run("compress", "--archive", ".", "-o", "z", *MODEL, cwd=folder).returncode == 2
@@ -149,6 +153,22 @@ def test_an_archive_without_index(tmp_path: Path) -> None:
         tar.extract(file, [], tmp_path)
 
 
+def test_the_search_for_an_index_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "_TAIL_BYTES", 1 << 10)
+    monkeypatch.setattr(tar, "_TAIL_LIMIT", 1 << 14)
+    sizes = []
+
+    class File(llmzip.LlmzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    (tmp_path / "x.llmz").write_bytes(llmzip.compress(os.urandom(1 << 16)))
+    with File(tmp_path / "x.llmz") as file:
+        assert tar.read_index(file) is None
+    assert sizes == [1 << 10, 1 << 14]
+
+
 def test_each_name_of_a_file_can_be_extracted_alone(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -187,3 +207,51 @@ def test_a_hostile_index_is_refused(index: str, tmp_path: Path) -> None:
     path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
     with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
         tar.extract(file, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [1 << 60, -(1 << 60)])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_header_cannot_ask_for_more_than_there_is(
+    kind: bytes, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = io.BytesIO()
+    with tarfile.TarFile(fileobj=content, mode="w") as writer:
+        info = tarfile.TarInfo("a")
+        info.type = kind
+        content.write(info.tobuf(tarfile.GNU_FORMAT))
+        content.seek(124)  # the size, in base 256
+        content.write((size % (1 << 96)).to_bytes(12, "big"))
+        if size > 0:
+            content.seek(124)
+            content.write(b"\x80")
+        block = bytearray(content.getvalue())
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        content.seek(0)
+        content.write(block)
+        info = tarfile.TarInfo(tar.INDEX)
+        info.size = 7
+        writer.addfile(info, io.BytesIO(b'{"a":0}'))
+    read = llmzip.LlmzipFile.read
+    monkeypatch.setattr(llmzip.LlmzipFile, "read", lambda file, size=-1: _read(read, file, size))
+    path = tmp_path / "x.llmz"
+    path.write_bytes(llmzip.compress(content.getvalue(), model=str(TINY)))
+    with llmzip.open(path, options=OPTIONS) as file, pytest.raises(llmzip.CorruptArchive):
+        tar.extract(file, [], tmp_path / "out")
+
+
+def _read(read: Any, file: llmzip.LlmzipFile, size: int) -> Any:
+    assert 0 <= size <= 1 << 16  # what is asked for is what may be allocated
+    return read(file, size)
+
+
+def test_a_member_for_which_memory_is_too_small(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extract(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tar, "_extract", extract)
+    error = pytest.raises(llmzip.CorruptArchive, match=r"sub/4.txt.*memory")
+    with llmzip.open(archive, options=OPTIONS) as file, error:
+        tar.extract(file, ["sub/4.txt"], tmp_path / "out")

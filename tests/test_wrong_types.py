@@ -10,6 +10,7 @@ import pytest
 from conftest import PROSE, TINY
 
 import llmzip
+from llmzip.archive.header import LONGEST_WINDOW
 
 
 @pytest.mark.parametrize("wrong", ["text", None, 5, [1, 2], io.BytesIO(b"x")])
@@ -80,6 +81,21 @@ def test_options(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises((TypeError, llmzip.LlmzipError), match=name):
         llmzip.Options(**options)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [(17, 15), (10_000, 9_998), (4, 0), (15, 0), (64, -1), (64, 63), (LONGEST_WINDOW + 1, 0),
+     (1 << 40, 0), (64,), (64, 32, 16), (), ("64", 32), (64, None), (64.0, 32)],
+)  # fmt: skip
+def test_contexts_that_no_header_can_express(context: Any) -> None:
+    with pytest.raises((TypeError, llmzip.LlmzipError), match=r"context|window"):
+        llmzip.Options(context=context)
+
+
+@pytest.mark.parametrize("context", [(17, 14), (16, 0), (LONGEST_WINDOW, 1), 17, 1 << 40])
+def test_contexts_that_a_header_can_express(context: Any) -> None:
+    assert llmzip.Options(context=context).context == context
 
 
 def test_a_path_is_as_good_as_its_name() -> None:

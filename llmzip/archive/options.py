@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmzip.archive.header import LONGEST_WINDOW, round_length
 from llmzip.coding.frame import FRAME_LIMIT
 from llmzip.errors import LlmzipError
 
@@ -83,14 +84,8 @@ class Options:
             )
         if not 1 <= self.frame_size <= FRAME_LIMIT:
             raise LlmzipError(f"frames of {self.frame_size} bytes; 1 to {FRAME_LIMIT} are possible")
-        if isinstance(self.context, int):
-            if self.context < _SHORTEST_WINDOW:
-                raise LlmzipError(
-                    f"a window of {self.context} tokens; at least {_SHORTEST_WINDOW} are needed"
-                )
-        elif self.context is not None and not 0 <= self.context[1] < self.context[0] - 1:
-            window, overlap = self.context
-            raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
+        if self.context is not None:
+            _check_context(self.context)
         if self.activations not in (None, *_ACTIVATIONS):
             raise LlmzipError(f"activations {self.activations!r}; choose a8 or a16")
         if self.mixing not in MIXINGS:
@@ -99,6 +94,20 @@ class Options:
             raise LlmzipError("same-environment mode has no choice of activations: leave it out")
         if self.same_environment and self.model is None:
             raise LlmzipError("same-environment mode needs a model: name one")
+
+
+def _check_context(context: Any) -> None:
+    pair = context if isinstance(context, tuple) else (context, 0)
+    if len(pair) != 2 or any(not isinstance(n, int) or isinstance(n, bool) for n in pair):
+        raise TypeError(f"context is {context!r}; it must be a window or (window, overlap)")
+    window, overlap = pair
+    if window < _SHORTEST_WINDOW:
+        raise LlmzipError(f"a window of {window} tokens; at least {_SHORTEST_WINDOW} are needed")
+    if context is pair and window > LONGEST_WINDOW:  # a window alone is rounded down
+        raise LlmzipError(f"a window of {window} tokens; at most {LONGEST_WINDOW} are possible")
+    fits = round_length(overlap) < round_length(window) - 1  # as the header has them
+    if not (0 <= overlap < window - 1 and fits):
+        raise LlmzipError(f"a window of {window} tokens cannot overlap by {overlap}")
 
 
 def frames_together(device: str) -> int:

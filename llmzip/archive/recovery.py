@@ -57,13 +57,14 @@ def recover(source: BinaryIO, options: Options, progress: Progress) -> Iterator[
     damaged, a model is not available, or the content is longer than `options` allow.
     """
     reader = FrameReader(options, progress)
-    offset = frames = 0  # content and frames of the archives so far
+    offset = frames = came = 0  # content, frames and recovered content of the archives so far
     for start, end in find_archives(source):
         length = count = 0
         try:
             view = cast(BinaryIO, _View(source, start, end))
-            for found in _ArchiveRecovery(view, reader).results():
+            for found in _ArchiveRecovery(view, reader, came).results():
                 if isinstance(found, Recovered):
+                    came += len(found.content)
                     length = found.offset + len(found.content)
                     yield Recovered(offset + found.offset, found.content)
                     count += 1
@@ -114,8 +115,9 @@ class _View(io.RawIOBase):
 class _ArchiveRecovery:
     """Recovers one archive; offsets are within its content."""
 
-    def __init__(self, source: BinaryIO, reader: FrameReader) -> None:
+    def __init__(self, source: BinaryIO, reader: FrameReader, came: int) -> None:
         self._search, self._reader = FrameSearch(source), reader
+        self._came = came  # bytes recovered so far, which max_length limits
         self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
         self._lengths: Counter[int] = Counter()  # of the content of intact frames
         self._offset = self._number = 0  # of the next frame
@@ -148,6 +150,7 @@ class _ArchiveRecovery:
                 self._number, self._lost, incomplete = damage.frames[1] + 1, 0, True
             yield Recovered(offset, content)
             self._hash.update(content)
+            self._came += len(content)
             self._offset = self._claimed = offset + len(content)
             self._number += 1
             if frame.header.frame.last:
@@ -173,7 +176,7 @@ class _ArchiveRecovery:
             candidates = [self._claimed, search.offset_from_end(position)]
             candidates += [self._offset + k * usual for k in range(1, _MULTIPLES + 1)]
         complete_frame = replace(frame.header.frame, payload=search.payload(frame))
-        content = self._reader.content(complete_frame, search.header)
+        content = self._reader.content(complete_frame, search.header, self._came)
         offsets = (offset for offset in candidates if offset is not None)
         least = self._offset + bool(self._lost)
         return search.offset_of(frame, content, offsets, least), content

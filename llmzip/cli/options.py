@@ -64,7 +64,10 @@ def set_threads(count: int | None) -> None:
         return
     if count < 0:
         raise UsageError(f"{count} threads; 0 means all cores")
-    count = count or os.cpu_count() or 1
+    if not count:
+        from llmzip.inference.base import cores_of_machine
+
+        count = cores_of_machine()
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)

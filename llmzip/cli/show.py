@@ -10,7 +10,7 @@ from llmzip.archive import container
 from llmzip.archive.frame_header import CHECKSUM_BYTES
 from llmzip.archive.header import VERSION, Header
 from llmzip.cli.inputs import CountingStream, attempt, expand, reading_only
-from llmzip.cli.options import options_of
+from llmzip.cli.options import options_of, set_threads
 from llmzip.coding.frame import LZMA, MODEL, RAW, SMALL, ZSTD, Frame
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _FIRST = 16  # tokens of each frame, with little context, whose cost is shown se
 
 def info(arguments: argparse.Namespace) -> int:
     """The command `info`; returns the exit code."""
+    set_threads(arguments.threads)
     found, failed = _described(arguments, options_of(arguments) if arguments.costs else None)
     if arguments.json:
         print(json.dumps(found, indent=2))

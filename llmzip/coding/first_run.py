@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from llmzip.coding import child
+
 enabled = False  # set by the command line: a library starts no processes unasked
 _PATIENCE = 120.0  # seconds
 _WORK = "from llmzip.coding import first_run; first_run.compile_mixing()"
@@ -41,11 +43,9 @@ def _start() -> subprocess.Popen[bytes] | None:
 
     if cores() < 2 or is_cached(code_rows):
         return None
-    # isolated: no module comes from the current folder, which `-m` would look into first
-    code = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; " + _WORK
     with contextlib.suppress(OSError, ValueError):
         return subprocess.Popen(
-            [sys.executable, "-I", "-c", code],
+            child.command(_WORK),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what fails here is compiled by the first process

@@ -70,6 +70,7 @@ class FrameCodec:
         last = self._last_primed
         if last is None or last._prime is None or last._prime.text != prime:
             last = copy(self)
+            last._last_primed = None  # else each would keep the one before it
             ranks = self.ranks(prime)
             last._prime = Prime(prime, lambda state: self._learn_all(ranks, 1, state), self.level)
             last._prefix = ranks[max(0, len(ranks) - self.predictor.context.overlap) :]

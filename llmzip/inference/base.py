@@ -170,6 +170,11 @@ def cores() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)
+    return cores_of_machine()
+
+
+def cores_of_machine() -> int:
+    """How many cores the system lets this process use, whatever its settings."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from llmzip.archive.options import Options
 from llmzip.errors import CorruptArchive, LlmzipError
@@ -77,7 +77,7 @@ def read_index(content: LlmzipFile) -> dict[str, int] | None:
         for block in range(len(tail) // _BLOCK * _BLOCK - _BLOCK, -1, -_BLOCK):
             if tail.startswith(INDEX.encode() + b"\0", block):
                 return _parse_index(tail[block:])
-        if not start or size > _TAIL_LIMIT:
+        if not start or size >= _TAIL_LIMIT:
             return None
         size *= 16
 
@@ -112,18 +112,32 @@ def extract(content: LlmzipFile, names: Sequence[str], target: Path) -> None:
     for name in names:
         if not any(_is_in(member, name) for member in index):
             raise LlmzipError(f"no member {name!r}")
+    bounded = _Bounded(content)
     for member in chosen:
         content.seek(index[member])
         try:
-            with tarfile.TarFile(fileobj=content) as tar:
+            with tarfile.TarFile(fileobj=cast(BinaryIO, bounded)) as tar:
                 info = tar.firstmember  # type: ignore[attr-defined]
                 if info is None or info.name != member:
                     raise CorruptArchive(f"the index is wrong about {member!r}")
                 _extract(tar, info, target)
         except tarfile.FilterError as error:
             raise LlmzipError(f"not safe to extract: {error}") from None
+        except MemoryError:
+            raise CorruptArchive(f"{member!r} cannot be read: it needs too much memory") from None
         except (tarfile.TarError, KeyError, ValueError, OverflowError) as error:
             raise CorruptArchive(f"{member!r} cannot be read: {error}") from None
+
+
+class _Bounded:
+    """Content for `tarfile`, which reads as many bytes at once as a header says, be it 2^60."""
+
+    def __init__(self, content: LlmzipFile) -> None:
+        self.seek, self.tell = content.seek, content.tell
+        self._content, self._length = content, content.seek(0, io.SEEK_END)
+
+    def read(self, size: int) -> bytes:
+        return self._content.read(max(0, min(size, self._length - self.tell())))
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> None:

@@ -145,7 +145,7 @@ def save(
     from llmzip.models import packing
 
     with output.writing(folder / PACKED, overwrite=True) as sink:
-        packing.pack(io.BytesIO(weights), sink)
+        packing.pack(io.BytesIO(weights), sink, workers=1)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -209,5 +209,5 @@ def _read_weights(path: Path) -> dict[str, Any]:
         if packing.content_length(source) > _MAX_EXPANSION * path.stat().st_size:
             raise UnsupportedModel("packed weights would grow a thousandfold")
         source.seek(0)
-        packing.unpack(source, content)
+        packing.unpack(source, content, workers=1)  # a library starts no processes unasked
     return weight_file.read(content.getvalue())

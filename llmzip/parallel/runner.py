@@ -14,6 +14,7 @@ from typing import Any
 
 from llmzip.archive.options import Options
 from llmzip.errors import LlmzipError
+from llmzip.inference.base import cores_of_machine
 from llmzip.parallel.ranks import Heartbeats, Rank, current_rank
 from llmzip.parallel.tasks import Job, assemble, is_finished, run_task, tasks_of
 
@@ -102,14 +103,14 @@ def _pool(workers: int, this: Rank) -> Iterator[Any]:
             yield pool
         return
     if this.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        _set_threads(max(1, (os.cpu_count() or 1) // this.local_world_size))
+        _set_threads(max(1, cores_of_machine() // this.local_world_size))
     yield _InProcess()
 
 
 @contextlib.contextmanager
 def processes(count: int, pools: int = 1) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that share the cores with the other `pools` of this machine."""
-    threads = max(1, (os.cpu_count() or 1) // (count * pools))
+    threads = max(1, cores_of_machine() // (count * pools))
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     pool = ProcessPoolExecutor(count, context, initializer=_set_threads, initargs=(threads,))
     try:

@@ -12,18 +12,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmzip.archive import container
 from llmzip.archive.frames import FrameWriter
-from llmzip.archive.header import prime_digest
+from llmzip.archive.header import VERSION, prime_digest
 from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader
 from llmzip.archive.writer import ArchiveWriter
 from llmzip.coding.frame import Frame
 from llmzip.errors import LlmzipError
+from llmzip.exact import ARITHMETIC
+from llmzip.folders import source_digest
 from llmzip.output import beside, write, writing
 
 _DIGEST_BYTES = 16
@@ -94,14 +97,16 @@ def run_task(task: Task, options: Options) -> int:
 
 
 def is_finished(task: Task, options: Options) -> bool:
-    """Whether the task's result exists, made from the same content, options and model."""
+    """Whether the task's result exists, made from the same content, options and model by the same
+    code."""
     return _load(task.path, _key(task, options, _content(task))) is not None
 
 
 def _key(task: Task, options: Options, content: bytes) -> str:
     """A digest of all that the result depends on; `content` is what is encoded."""
-    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    about = [task.number, task.start, task.length, task.first, task.last, task.decode]
+    hasher = hashlib.blake2b(source_digest(), digest_size=_DIGEST_BYTES)
+    about = [VERSION, ARITHMETIC]
+    about += [task.number, task.start, task.length, task.first, task.last, task.decode]
     about += [getattr(options, name) for name in _KEY_OPTIONS]
     hasher.update(repr(about).encode() + prime_digest(options.prime or b""))
     if options.same_environment and not task.decode:
@@ -116,10 +121,14 @@ def _key(task: Task, options: Options, content: bytes) -> str:
 @cache
 def _model_digest(name: str | None, decode: bool) -> bytes:
     from llmzip import models
+    from llmzip.exact.architecture import LLAMA_TYPES
 
     if decode and name is None:  # the archive names it
         return b""
-    return models.load(name or models.DEFAULT, exact=True).digest
+    files = models.load(name or models.DEFAULT, exact=True)
+    if files.config.get("model_type") in LLAMA_TYPES:
+        return files.digest
+    return files.digest + version("transformers").encode()  # whose code computes the model
 
 
 @cache
