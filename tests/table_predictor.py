@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class TablePredictor:
     fingerprint = b""
     context = Context(64, 32)
     on_gpu, kernels = False, None
-    uses_torch, divides_steps = True, False
+    uses_torch = True
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:
         """`logits` float32 [V, V], row i after token i; `first` [V]."""
@@ -33,6 +34,10 @@ class TablePredictor:
         self, streams: int, steps: int, prefix: Ids | None = None, threads: object = None
     ) -> _TableRun:
         return _TableRun(self._table, streams, -1 if prefix is None else int(prefix[-1]))
+
+    def team(self, streams: int, most: int) -> AbstractContextManager[None]:
+        """None: torch has threads of its own."""
+        return nullcontext()
 
     def memory(self, streams: int, steps: int) -> int:
         return streams * self._table.shape[1] * 16

@@ -50,14 +50,14 @@ def test_archives_are_decoded_by_teams(
     content = PROSE.encode() * 3
     archive = llmzip.compress(content, model="nano", streams=streams, prime=b"Mr. Bennet")
     monkeypatch.setattr(compiled_predictor, "_CACHE_BYTES", 0)
-    monkeypatch.setattr("llmzip.inference.base.cores", lambda: count)
+    monkeypatch.setattr(compiled_predictor, "cores", lambda: count)
     teams = []
 
     def made(size: int) -> Team:
         teams.append(size)
         return Team(size)
 
-    monkeypatch.setattr("llmzip.exact.team.Team", made)
+    monkeypatch.setattr(compiled_predictor, "Team", made)
     codec_cache.clear()
     try:
         assert llmzip.decompress(archive, prime=b"Mr. Bennet") == content

@@ -45,7 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", PaddingWarning)
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    if code == _INTERRUPTED:
+        # where a library was importing by C, CPython remembers an interruption as not handled, and
+        # would end by sending itself SIGINT; running a string makes it forget
+        eval("0")
+    return code
 
 
 def _run(words: list[str]) -> int:

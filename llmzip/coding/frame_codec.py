@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from llmzip.errors import CorruptArchive, UnsupportedArchive
 if TYPE_CHECKING:
     from llmzip.coding.lookups import Lookups
     from llmzip.coding.prime import Prime
-    from llmzip.exact.team import Team
     from llmzip.inference import Predictor, Run
     from llmzip.inference.base import Logits
     from llmzip.mixing.level import Blank
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_OWN_STREAMS = 5  # for each thread, from which it has them to itself
-_LARGEST_TEAM = 16  # threads; more would wait for each other most of the time
 MEMORY_LIMIT = 8 << 30  # bytes for the streams of a frame, binding writers and readers
 
 
@@ -180,19 +176,7 @@ class FrameCodec:
 
         return in_threads(of, items, min(cores(), len(items)))
 
-    def _team(self, streams: int) -> AbstractContextManager[Team | None]:
-        """Threads that divide each step of decoding, if that is faster than streams of their own:
-        then mixing need not wait."""
-        from llmzip.inference.base import cores
-
-        count = min(cores(), self._most_cores, _LARGEST_TEAM)
-        if count == 1 or streams >= _OWN_STREAMS * count or not self.predictor.divides_steps:
-            return nullcontext()
-        from llmzip.exact.team import Team
-
-        return Team(count)
-
-    def threads(self, streams: int, rows: int, team: Team | None = None) -> StreamThreads:
+    def threads(self, streams: int, rows: int, team: Any = None) -> StreamThreads:
         """Threads for streams that give the model so many rows at a time."""
         cores = 1 if team else min(self.predictor.cores(rows), self._most_cores)
         return StreamThreads(streams, cores, torch=self.predictor.uses_torch)
@@ -307,7 +291,7 @@ class FrameCodec:
         report = Share(progress, frame.content_length, None, len(frame.payload))
         left = frame.content_length
         with (
-            self._team(frame.streams) as team,
+            self.predictor.team(frame.streams, self._most_cores) as team,
             self.threads(frame.streams, frame.streams, team) as threads,
         ):
             parts = threads.parts
@@ -335,7 +319,7 @@ class FrameCodec:
             threads.take_turns(lambda i, ranks: self._step(runs[i], ranks), take)
         return self.text(gather(table[:steps], last))
 
-    def new_run(self, streams: int, steps: int, team: Team | None = None) -> Run:
+    def new_run(self, streams: int, steps: int, team: Any = None) -> Run:
         """The model, before the first tokens of `streams` streams, whose steps a team divides."""
         prefix = self._ids(self._prefix) if len(self._prefix) else None
         return self.predictor.run(streams, steps, prefix, team)

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
@@ -72,16 +73,18 @@ class Predictor(Protocol):
     uses_torch: bool  # whose threads are a setting of the process
     kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
 
-    divides_steps: bool  # whether threads can divide the steps of a run, and gain by it
-
     def run(
         self, streams: int, steps: int, prefix: Ids | None = None, threads: Team | None = None
     ) -> Run:
         """Begin `streams` streams of at most `steps` tokens each.
 
         All of them begin after BOS and `prefix`, int64 [P], at most the overlap: as if the window
-        had just restarted. `threads` divide each step, if the predictor `divides_steps`.
+        had just restarted. `threads` are what `team` gave.
         """
+
+    def team(self, streams: int, most: int) -> AbstractContextManager[Team | None]:
+        """Threads, `most` at most, that divide each step of decoding, if that is faster than
+        streams of their own for each; else None."""
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about; a prefix counts as steps."""

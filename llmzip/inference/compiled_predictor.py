@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmzip.exact import team
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.kv_cache import Cache
+from llmzip.exact.team import Team, available
 from llmzip.inference.base import (
     FORWARD_ROWS,
     LOGIT_ROWS,
@@ -24,10 +25,10 @@ from llmzip.inference.windowed_run import WindowedRun
 if TYPE_CHECKING:
     import torch
 
-    from llmzip.exact.team import Team
-
 
 _CACHE_BYTES = 16 << 20  # weights beyond this are read from memory in each step
+_OWN_STREAMS = 5  # for each thread, from which it has them to itself
+_LARGEST_TEAM = 16  # threads; more would wait for each other most of the time
 
 
 class CompiledPredictor:
@@ -41,7 +42,7 @@ class CompiledPredictor:
         """`bos` begins every context."""
         self.model, self.bos, self.context = model, bos, context
         self.vocabulary = model.spec.vocabulary
-        self.divides_steps = model.weight_bytes > _CACHE_BYTES and team.available()
+        self._exceeds_cache = model.weight_bytes > _CACHE_BYTES
         self._after_prefix: tuple[np.ndarray, Cache, np.ndarray] | None = None
 
     def run(
@@ -51,6 +52,15 @@ class CompiledPredictor:
         these divide each step."""
         known = np.zeros(0, dtype=np.int64) if prefix is None else np.asarray(prefix)
         return _Run(self, streams, steps, known, threads)
+
+    def team(self, streams: int, most: int) -> AbstractContextManager[Team | None]:
+        """Threads that divide each step of few streams. With more streams, each thread is as fast
+        with its own, and its mixing then delays no other's steps."""
+        count = min(cores(), most, _LARGEST_TEAM)
+        few = streams < _OWN_STREAMS * count
+        if count > 1 and few and self._exceeds_cache and available():
+            return Team(count)
+        return nullcontext()
 
     def after_prefix(self, prefix: np.ndarray) -> tuple[Cache, np.ndarray]:
         """Cache and hidden state [1, H] of one stream after BOS and a prefix; the last ones are

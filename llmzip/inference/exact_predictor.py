@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ ARITHMETIC = {"a8": (ops.A8_LEVELS, ops.KEY_LEVELS), "a16": (ops.A16_LEVELS, ops
 class ExactPredictor:
     """An exact model with a context window that restarts, for any number of streams."""
 
-    uses_torch, divides_steps = True, False
+    uses_torch = True
 
     def __init__(
         self,
@@ -86,6 +87,10 @@ class ExactPredictor:
             hidden = run.catch_up()
             known = self._after_prefix = prefix, run.cache, hidden
         return known[1:]
+
+    def team(self, streams: int, most: int) -> AbstractContextManager[None]:
+        """None: torch has threads of its own."""
+        return nullcontext()
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about: KV cache, logits, frequencies, activations.

@@ -73,7 +73,7 @@ class FloatPredictor:
 
     fingerprint = b""
     on_gpu = False  # streams stay apart, as their number is part of the shapes
-    uses_torch, divides_steps = True, False
+    uses_torch = True
     kernels: torch.device | None = None
 
     def __init__(self, files: ModelFiles, context: Context, device: str = "cpu") -> None:
@@ -103,6 +103,10 @@ class FloatPredictor:
     ) -> _FloatRun:
         """Begin `streams` streams, after `prefix`."""
         return _FloatRun(self, streams, None if prefix is None else torch.as_tensor(prefix))
+
+    def team(self, streams: int, most: int) -> contextlib.AbstractContextManager[None]:
+        """None: torch has threads of its own."""
+        return contextlib.nullcontext()
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes of logits and frequencies; the size of the KV cache is not known."""

@@ -79,9 +79,11 @@ class WindowedRun(ABC, Generic[Array]):
         return last
 
     def first(self) -> Array:
+        """As `Run.first`."""
         return self._head(self._begin())
 
     def step(self, ids: Any) -> Array:
+        """As `Run.step`."""
         ids = self._as_ids(ids)[:, None]
         self._recent.append(ids)
         if self._position == self._context.window:
@@ -95,6 +97,7 @@ class WindowedRun(ABC, Generic[Array]):
         return self._head(self._feed(ids)[:, 0])
 
     def score(self, ids: Any) -> Iterator[Array]:
+        """As `Run.score`."""
         start = self._prefix.shape[1]
         ids = self._joined([self._prefix, self._as_ids(ids)])
         done = start  # tokens that are known or whose logits are given
