@@ -72,14 +72,9 @@ def test_what_a_thread_raises_ends_the_team() -> None:
             raise ZeroDivisionError
         meet(member)
 
-    caught: list[object] = []
-    hook, threading.excepthook = threading.excepthook, caught.append
-    try:
-        with Team(3) as team:
-            team.run(work)
-    finally:
-        threading.excepthook = hook
-    assert caught
+    with pytest.raises(ZeroDivisionError), Team(3) as team:
+        team.run(work)
+    assert not any(thread.name.endswith("(_work)") for thread in threading.enumerate())
 
 
 def test_no_thread_is_left() -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import compiled, compiled_in_place, inlined
+from llmzip.compiled import compiled, compiled_in_place
 from llmzip.exact import hadamard, matmul
 from llmzip.exact.attention_rows import attention_rows
 from llmzip.exact.rows import (
@@ -78,6 +78,30 @@ def _put(
 
 
 @compiled
+def _product(
+    member: Member,
+    q: np.ndarray,
+    scales: np.ndarray,
+    first: int,
+    rows: int,
+    shared: Shared,
+    weight: np.ndarray,
+    outputs: int,
+) -> np.ndarray:
+    """Each thread's rows q int8 [r, K] with their scales, from row `first` on → the sums of all
+    rows, int32 [rows, outputs], of which each thread makes some columns. All wait for each
+    other."""
+    inputs = q.shape[1]
+    all_q = shared.q[: rows * inputs].reshape(rows, inputs)
+    _put(q, scales, first, all_q, shared.scales)
+    meet(member)
+    total = shared.total[: rows * outputs].reshape(rows, outputs)
+    multiply(all_q, weight, total, member[0], member[1])
+    meet(member)
+    return total
+
+
+@compiled
 def run_step(
     member: Member,
     x: np.ndarray,
@@ -99,53 +123,31 @@ def run_step(
     products."""
     epsilon, score_scale, gate, heads, head_dim = constants
     number, count, _ = member
-    hidden, inner = x.shape[1], weight_scales[2].shape[1] // 2
+    qkv, hidden, gate_up = weight_scales[0].shape[1], x.shape[1], weight_scales[2].shape[1]
     for i in range(len(norms[0])):
         keys, values, steps, scales = arrays[0][i], arrays[1][i], arrays[2][i], arrays[3][i]
         for start in range(0, len(x), _BLOCK):
             part = x[start : start + _BLOCK]
             rows = len(part)
-            # the own rows; rows of a stream see each other's keys, so one thread attends for all
             first, last = rows * number // count, rows * (number + 1) // count
+            own, own_scales = part[first:last], shared.scales[first:last]
             a, b = first, last
-            if len(cos) > 1:
+            if len(cos) > 1:  # rows of a stream see each other's keys, so one thread attends
                 a, b = (0, rows) if number == 0 else (0, 0)
-            own, all_scales = part[first:last], shared.scales[:rows]
-            s = all_scales[first:last]
-            all_q = shared.q[: rows * hidden].reshape(rows, hidden)
 
-            q, found = norm_rows(own, norms[0][i], epsilon, blocks[0])
-            _put(q, found, first, all_q, all_scales)
-            meet(member)
-            total = _columns(shared.total, rows, weight_scales[0].shape[1])
-            multiply(all_q, weights[0][i], total, number, count)
-            meet(member)
-            q, found = attention_rows(total[a:b], all_scales[a:b], weight_scales[0][i], cos, sin,
-                                      keys, values, steps, scales, base, window, score_scale,
-                                      heads, head_dim, blocks[1], blocks[4],
-                                      start + a)  # fmt: skip
-            all_q = shared.q[: rows * heads * head_dim].reshape(rows, heads * head_dim)
-            _put(q, found, a, all_q, all_scales)
-            meet(member)
-            total = _columns(shared.total, rows, hidden)
-            multiply(all_q, weights[1][i], total, number, count)
-            meet(member)
-            add_rows(own, total[first:last], s, weight_scales[1][i])
-            all_q = shared.q[: rows * hidden].reshape(rows, hidden)
-            q, found = norm_rows(own, norms[1][i], epsilon, blocks[2])
-            _put(q, found, first, all_q, all_scales)
-            meet(member)
-            total = _columns(shared.total, rows, 2 * inner)
-            multiply(all_q, weights[2][i], total, number, count)
-            meet(member)
-            q, found = activation_rows(total[first:last], s, weight_scales[2][i], gate, blocks[3])
-            all_q = shared.q[: rows * inner].reshape(rows, inner)
-            _put(q, found, first, all_q, all_scales)
-            meet(member)
-            total = _columns(shared.total, rows, hidden)
-            multiply(all_q, weights[3][i], total, number, count)
-            meet(member)
-            add_rows(own, total[first:last], s, weight_scales[3][i])
+            q, s = norm_rows(own, norms[0][i], epsilon, blocks[0])
+            total = _product(member, q, s, first, rows, shared, weights[0][i], qkv)
+            q, s = attention_rows(total[a:b], shared.scales[a:b], weight_scales[0][i], cos, sin,
+                                  keys, values, steps, scales, base, window, score_scale, heads,
+                                  head_dim, blocks[1], blocks[4], start + a)  # fmt: skip
+            total = _product(member, q, s, a, rows, shared, weights[1][i], hidden)
+            add_rows(own, total[first:last], own_scales, weight_scales[1][i])
+            q, s = norm_rows(own, norms[1][i], epsilon, blocks[2])
+            total = _product(member, q, s, first, rows, shared, weights[2][i], gate_up)
+            q, s = activation_rows(total[first:last], own_scales, weight_scales[2][i], gate,
+                                   blocks[3])  # fmt: skip
+            total = _product(member, q, s, first, rows, shared, weights[3][i], hidden)
+            add_rows(own, total[first:last], own_scales, weight_scales[3][i])
             if len(x) > _BLOCK:  # the next rows are not shared out alike
                 meet(member)
     for start in range(0, len(x), _BLOCK):
@@ -153,11 +155,6 @@ def run_step(
         first, last = start + rows * number // count, start + rows * (number + 1) // count
         final_rows(x[first:last], norms[2], epsilon, y[first:last])
     meet(member)
-
-
-@inlined
-def _columns(total: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    return total[: rows * columns].reshape(rows, columns)
 
 
 @compiled

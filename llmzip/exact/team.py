@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,8 @@ _LOOKS = 2000  # before a thread that waits lets others run
 _LONGEST_WAIT = 20_000  # looks for a job, before the thread sleeps
 _PATIENCE = 0.1  # seconds between looks at whether the team is still wanted
 
-Member = tuple[
-    int, int, int
-]  # number of the thread, how many there are, address of what they share
+# number of the thread, how many there are, address of the integers that they share
+Member = tuple[int, int, int]
 ALONE: Member = (0, 1, 0)
 
 
@@ -125,6 +123,7 @@ class Team:
         self._address = int(self._shared.ctypes.data)
         self._given = threading.Condition()
         self._job: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+        self._error: BaseException | None = None  # of another thread
 
     def __enter__(self) -> Team:
         self._threads = [
@@ -135,24 +134,21 @@ class Team:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop()
         for thread in self._threads:
             thread.join()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
         """function(member, …) in all threads. It is compiled code, ends with `meet`, and gives
-        nothing back."""
+        nothing back. Raises what any of them raises: its part of the result is then missing."""
         with self._given:
             self._job = function, arguments
             self._shared[_JOB] += 1
             self._given.notify_all()
         function((0, self._count, self._address), *arguments)
+        if self._error is not None:
+            raise self._error
 
     def _stop(self) -> None:
         with self._given:
@@ -173,6 +169,6 @@ class Team:
             function, arguments = self._job
             try:
                 function((number, self._count, self._address), *arguments)
-            except BaseException:
+            except BaseException as error:
+                self._error = error
                 self._stop()
-                raise
