@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import config, event
@@ -96,6 +97,13 @@ def _compiled(function: Function, **options: Any) -> Function:
 def _inlined(function: Function, **options: Any) -> Function:
     dispatcher: Any = njit(forceinline=True, error_model="numpy", **options)(function)
     return dispatcher  # type: ignore[no-any-return]
+
+
+@inlined_in_place
+def address(array: np.ndarray) -> int:
+    """Of its first byte. As numba has it, it is unsigned, and its sum with an integer a float."""
+    found: int = np.int64(array.ctypes.data)
+    return found
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ SHAPES = [(1, 4, 32), (2, 36, 64), (3, 8, 32), (4, 12, 96), (5, 100, 32), (6, 20
           (29, 2048, 32), (64, 576, 160), (13, 32768, 32)]  # fmt: skip
 
 
-@pytest.fixture(params=[byte_products, word_products], ids=["VNNI", "AVX2"])
+@pytest.fixture(params=[byte_products, word_products], ids=["bytes", "words"])
 def products(request: pytest.FixtureRequest) -> Any:
     if not request.param.available():
         pytest.skip("the processor lacks the instruction")
@@ -101,6 +101,7 @@ CHOICES = {
     "+avx512vnni,+avx2": ("byte_products", 32),
     "+avxvnni,+avx2": ("byte_products", 16),
     "+avx2": ("word_products", 16),
+    "+dotprod": ("byte_products", 8),  # ARM's; nothing is compiled here
     "+sse2": (None, 16),
 }
 

@@ -18,12 +18,14 @@ class Series(NamedTuple):
     style: str = "o-"
 
 
+_NAME_WIDTH, _NAME_HEIGHT = 150, 16  # of a name beside a point, pixels
 Published = tuple[str, float, float, float]  # name, bits per byte, KB/s from … to
 Panel = tuple[str, dict[str, Series]]  # the label of the x axis, series by name
 
 
 def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per byte") -> None:
-    """Draw panels side by side, `label` upwards, x on a logarithmic scale if `log`.
+    """Draw panels side by side, `label` upwards, x on a logarithmic scale if `log`; each series is
+    named at its last point.
 
     The format is that of the file's extension, PNG if there is none. Raises OSError, and
     ImportError without matplotlib.
@@ -31,15 +33,39 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False)
     for ax, (title, series) in zip(axes[0], panels, strict=True):
-        for i, (name, (x, y, style)) in enumerate(series.items()):
-            ax.plot(x, y, style, label=name, color=pyplot.get_cmap("tab20")(i % 20), ms=4, lw=1)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set(xlabel=title, ylabel=label)
         if log:
             ax.set_xscale("log")
-        if any(series):  # names other than ""
-            ax.legend(frameon=False, fontsize=8)
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
+        ends = []
+        for i, (name, (x, y, style)) in enumerate(series.items()):
+            color = pyplot.get_cmap("tab10")(i % 10)
+            line = ax.plot(x, y, style, color=color, ms=4, lw=1)[0]
+            ends.append((name, line, color))
+        if any(series):  # names other than "": they need room
+            low, high = ax.get_xlim()
+            ax.set_xlim(right=high * (high / low) ** 0.3 if log else high + 0.3 * (high - low))
+            _name_ends(ax, ends)
     _save(figure, path)
+
+
+def _name_ends(ax: Any, ends: list[tuple[str, Any, Any]]) -> None:
+    """Write names to the right of the last points of lines, one above the other where points are
+    side by side."""
+    points = [ax.transData.transform(line.get_xydata()[-1]) for _, line, _ in ends]
+    written: list[tuple[float, float]] = []
+    for i in sorted(range(len(ends)), key=lambda i: float(points[i][1])):
+        name, line, color = ends[i]
+        (x, y), height = points[i], points[i][1]
+        for other_x, other_y in written:
+            if abs(other_x - x) < _NAME_WIDTH and height < other_y + _NAME_HEIGHT:
+                height = other_y + _NAME_HEIGHT
+        written.append((x, height))
+        points_up = (height - y) * 72 / ax.figure.dpi
+        ax.annotate(name, line.get_xydata()[-1], (6, points_up - 3), textcoords="offset points",
+                    fontsize=9, color=color)  # fmt: skip
 
 
 def plot(

@@ -1,10 +1,10 @@
-"""Exact matrix products of 8-bit integers with the instruction VPDPBUSD (VNNI).
+"""Exact matrix products of 8-bit integers with the instructions VPDPBUSD (VNNI) and SDOT (ARM).
 
-VPDPBUSD multiplies 4 unsigned bytes by 4 signed ones and adds the products to a 32-bit integer.
-Weights are stored as w + 128, in the order in which they are read; sums start at -128 · Σ q of the
-row, which compensates for that. See `matmul` for what the functions do.
+They multiply 4 bytes by 4 others and add the products to a 32-bit integer. For VPDPBUSD one of the
+two is unsigned, so weights are stored as w + 128, and sums start at -128 · Σ q of the row, which
+compensates for that; SDOT takes weights as they are. See `matmul` for what the functions do.
 
-Shapes: L = 16 or 8 outputs of a block, 4 inputs of a group, R rows, K inputs, N outputs, n keys,
+Shapes: L = 16, 8 or 4 outputs of a block, 4 inputs of a group, R rows, K inputs, N outputs, n keys,
 D head dimension.
 """
 
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled_in_place, inlined_in_place
-from llmzip.exact.tiles import VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
+from llmzip.compiled import address, compiled_in_place, inlined_in_place
+from llmzip.exact.tiles import SDOT, VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
 
-INSTRUCTION = VPDPBUSD_512 if supports("avx512vnni") else VPDPBUSD_256
+INSTRUCTION = (
+    VPDPBUSD_512 if supports("avx512vnni") else SDOT if supports("dotprod") else VPDPBUSD_256
+)
 KEY_TYPE = np.uint8
 _LANES, _GROUP, _MULTIPLE = INSTRUCTION.lanes, INSTRUCTION.group, INSTRUCTION.multiple
-_MANY = 8 if INSTRUCTION is VPDPBUSD_512 else 6  # rows whose sums fit into 32 or 16 registers
-_OFFSET = 128
+_MANY = 6 if INSTRUCTION is VPDPBUSD_256 else 8  # rows whose sums fit into 16 or 32 registers
+_OFFSET = INSTRUCTION.offset
 
 
 def available() -> bool:
     """Whether numba compiles for a processor that has the instruction."""
-    return supports("avx512vnni") or supports("avxvnni")
+    return any(supports(feature) for feature in ("avx512vnni", "avxvnni", "dotprod"))
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -41,13 +43,14 @@ def multiply_into(
     (rows, stride), (blocks, groups, step) = q.shape, weight.shape
     for r in range(rows):
         sum = np.int32(0)
-        for k in range(stride):
-            sum = np.int32(sum + np.int32(q[r, k]))
+        if _OFFSET:  # known when this is compiled
+            for k in range(stride):
+                sum = np.int32(sum + np.int32(q[r, k]))
         buffer[r] = np.int32(-_OFFSET * sum)
     pitch, size = total.shape[1] * 4, groups * step
     for n in range(0, blocks * _LANES, _MULTIPLE):
-        w = weight.ctypes.data + n // _LANES * size
-        x, start, y = q.ctypes.data, buffer.ctypes.data, total.ctypes.data + 4 * (first + n)
+        w = address(weight) + n // _LANES * size
+        x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
         left = rows
         while left >= _MANY:
             _many(x, stride, w, step, size, groups, start, y, pitch)
@@ -94,7 +97,7 @@ def sum_into(
         over |= _split_bytes(p[r], high[skipped : skipped + n], low[skipped : skipped + n])
         for j in range(skipped + n, width):
             high[j], low[j] = 0, 0
-    _sum_bytes(limbs.ctypes.data, width, values, total)
+    _sum_bytes(address(limbs), width, values, total)
     for r in range(rows):
         for d in range(dim):
             total[r, d] = np.int32(256) * total[2 * r, d] + total[2 * r + 1, d]
@@ -130,11 +133,11 @@ def _add_ones(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray
 def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> None:
     """Rows of bytes at an address · int8 values [n / 4, D, 4] → total int32 [R, D], R even."""
     rows, (groups, dim, _) = len(total), values.shape
-    start, pitch, step, size = _ZEROS.ctypes.data, dim * 4, dim * _GROUP, _LANES * _GROUP
+    start, pitch, step, size = address(_ZEROS), dim * 4, dim * _GROUP, _LANES * _GROUP
     first = x
     for d in range(0, dim, _MULTIPLE):
-        v = values.ctypes.data + d * _GROUP
-        x, y, left = first, total.ctypes.data + d * 4, rows
+        v = address(values) + d * _GROUP
+        x, y, left = first, address(total) + d * 4, rows
         while left >= 8 and _MANY >= 8:
             _many_p(x, stride, v, step, size, groups, start, y, pitch)
             x, y, left = x + 8 * stride, y + 8 * pitch, left - 8

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmzip.compiled import compiled, compiled_in_place
+from llmzip.compiled import address, compiled, compiled_in_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ def transform_row(x: np.ndarray, block: int) -> None:
     distance = size // block
     if distance == 1 and size >= _LANES:
         for start in range(0, size, _LANES):
-            _first_stages(x.ctypes.data + 4 * start)
+            _first_stages(address(x) + 4 * start)
         distance = _LANES
     while 2 * distance < size:
         for start in range(0, size, 4 * distance):

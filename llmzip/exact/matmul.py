@@ -1,8 +1,8 @@
 """Exact matrix products of 8-bit integers, by the fastest instruction that the processor has.
 
-`byte_products` (VNNI, of 512 or 256 bits) come first, then `word_products` (AVX2); with neither,
-products are left to torch and to numba's loops. All give the same sums. Chosen once, when it is
-imported; numba caches compiled code by processor.
+`byte_products` (VNNI of 512 or 256 bits, ARM's dot product) come first, then `word_products`
+(AVX2); with neither, products are left to torch and to numba's loops. All give the same sums.
+Chosen once, when it is imported; numba caches compiled code by processor.
 
 Those whose names end with `into` allocate nothing, and so count no references. They overwrite
 a buffer, int32 [≥ R · K / 2] for `multiply_into`, and [≥ R · n / 2] for the n values of `sum_into`.

@@ -1,8 +1,9 @@
 """Tiles of matrix products over integers, from instructions that LLVM does not make of loops.
 
-Two instructions multiply whole numbers exactly, and so give the same sums in any order:
+Three instructions multiply whole numbers exactly, and so give the same sums in any order:
 
 - VPDPBUSD (VNNI) adds 4 products of unsigned and signed bytes to each 32-bit lane;
+- SDOT (ARM) adds 4 products of signed bytes to each lane;
 - VPMADDWD (AVX2) makes sums of 2 products of 16-bit words, which an addition adds to each lane.
 
 An intrinsic inlines them into numba's loops, so that a whole step of a model runs without returning
@@ -24,6 +25,7 @@ from llmzip.compiled import emit_prefetch
 
 PAIR = 2  # blocks that are worked on together, each as wide as a register of 32-bit sums
 _LINE = 64  # bytes of a line of the cache
+_BYTES_128, _BYTES_64 = 0x80808080, 0x40404040  # these numbers in each byte of a lane
 
 
 class Instruction(NamedTuple):
@@ -32,7 +34,8 @@ class Instruction(NamedTuple):
     name: str  # of LLVM's intrinsic
     lanes: int  # outputs of a register: a block
     group: int  # inputs that are added up in a lane; four bytes of x
-    widens: bool  # whether weights are bytes in memory and words in a register
+    widens: bool = False  # whether weights are bytes in memory and words in a register
+    offset: int = 0  # of bytes, what is added to one factor, as the instruction wants it unsigned
 
     @property
     def multiple(self) -> int:
@@ -45,8 +48,9 @@ class Instruction(NamedTuple):
         return self.lanes * self.group
 
 
-VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, widens=False)
-VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, widens=False)
+VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, offset=128)
+VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, offset=128)
+SDOT = Instruction("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, 4)
 VPMADDWD = Instruction("llvm.x86.avx2.pmadd.wd", 8, 2, widens=True)
 
 
@@ -63,9 +67,12 @@ def interleave(weight: np.ndarray, instruction: Instruction) -> np.ndarray:
 def supports(feature: str) -> bool:
     """Whether numba compiles for a processor that has a feature, by LLVM's name for it."""
     try:
-        features = cpu_target.target_context.codegen()._get_host_cpu_features()
+        compiler = cpu_target.target_context.codegen()
+        name, features = compiler._get_host_cpu_name(), compiler._get_host_cpu_features()
     except AttributeError:  # another version of numba, which hides it elsewhere
         return False
+    if feature == "dotprod" and str(name).startswith("apple-m"):
+        return True  # the name says it; LLVM may list no features there
     return f"+{feature}" in str(features).split(",")
 
 
@@ -76,10 +83,10 @@ def tile(
 
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
-    int32; output, its stride. Of bytes, x is signed and the weights are not; or the reverse, if not
-    `signed`. If `ahead`, the weights of the next pair are fetched into the second cache meanwhile:
-    the processor does not do so by itself across the pages of the memory, in which blocks are as
-    long, and the first cache is too small for a pair.
+    int32; output, its stride. Of bytes, x is signed, and weights have the instruction's offset; if
+    not `signed`, x is unsigned, and weights are signed. If `ahead`, the weights of the next pair
+    are fetched into the second cache meanwhile: the processor does not do so by itself across the
+    pages of the memory, in which blocks are as long, and the first cache is too small for a pair.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -106,6 +113,12 @@ def tile(
             narrow = load(address, ir.VectorType(ir.IntType(8), count))
             return builder.sext(narrow, ir.VectorType(ir.IntType(16), count))
 
+        # an instruction of signed bytes takes x - 128; 128 times the weights are added in the end
+        shifted = not signed and not instruction.offset
+        if shifted:
+            flip = ir.Constant(lane, _BYTES_128)
+            half = ir.Constant(vector, [_BYTES_64] * instruction.lanes)
+
         initial = [broadcast(load(plus(starts, number(4), r), lane)) for r in range(rows)]
         before = builder.block
         loop = builder.append_basic_block("groups")
@@ -120,6 +133,9 @@ def tile(
                 phi = builder.phi(vector)
                 phi.add_incoming(initial[r], before)
                 sums.append(phi)
+        extra = [builder.phi(vector) for _ in range(PAIR if shifted else 0)]
+        for phi in extra:
+            phi.add_incoming(ir.Constant(vector, [0] * instruction.lanes), before)
         at = builder.add(weights, builder.mul(i, step))
         w = [load_weights(plus(at, size, b)) for b in range(PAIR)]
         if ahead:
@@ -131,10 +147,13 @@ def tile(
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
-            inputs = broadcast(load(plus(at, stride, r), lane))
+            group = load(plus(at, stride, r), lane)
+            inputs = broadcast(builder.xor(group, flip) if shifted else group)
             for b in range(PAIR):
                 factors = (w[b], inputs) if signed else (inputs, w[b])  # the second is signed
                 updated.append(multiply_add(sums[r * PAIR + b], *factors))
+        sums += extra
+        updated += [multiply_add(extra[b], w[b], half) for b in range(len(extra))]
         next_i = builder.add(i, number(1))
         i.add_incoming(next_i, builder.block)
         for phi, value in zip(sums, updated, strict=True):
@@ -145,7 +164,11 @@ def tile(
             for b in range(PAIR):
                 address = plus(plus(out, pitch, r), number(4 * instruction.lanes), b)
                 pointer = builder.inttoptr(address, vector.as_pointer())
-                builder.store(updated[r * PAIR + b], pointer, align=1)
+                result = updated[r * PAIR + b]
+                if shifted:  # twice 64
+                    rest = updated[rows * PAIR + b]
+                    result = builder.add(result, builder.add(rest, rest))
+                builder.store(result, pointer, align=1)
         return context.get_dummy_value()
 
     def typed(
@@ -160,16 +183,16 @@ def tile(
 
 def _multiply_add(builder: Any, instruction: Instruction, vector: Any) -> Callable[..., Any]:
     """(sums, factors, factors) → sums + products, as LLVM's code."""
-    module = builder.module
-    if not instruction.widens:
-        kind = ir.FunctionType(vector, [vector] * 3)
-        dot = module.declare_intrinsic(instruction.name, (), kind)
-        return lambda sums, a, b: builder.call(dot, [sums, a, b])
-    words = ir.VectorType(ir.IntType(16), instruction.block_bytes)
-    dot = module.declare_intrinsic(instruction.name, (), ir.FunctionType(vector, [words] * 2))
+    bits = 16 if instruction.widens else 8 if instruction is SDOT else 32
+    factors = ir.VectorType(ir.IntType(bits), instruction.lanes * 32 // bits)
+    taken = [factors] * 2 if instruction.widens else [vector, factors, factors]
+    kind = ir.FunctionType(vector, taken)
+    dot = builder.module.declare_intrinsic(instruction.name, (), kind)
 
     def multiply_add(sums: Any, a: Any, b: Any) -> Any:
-        operands = [x if x.type == words else builder.bitcast(x, words) for x in (a, b)]
-        return builder.add(sums, builder.call(dot, operands))
+        operands = [x if x.type == factors else builder.bitcast(x, factors) for x in (a, b)]
+        if instruction.widens:
+            return builder.add(sums, builder.call(dot, operands))
+        return builder.call(dot, [sums, *operands])
 
     return multiply_add

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import compiled_in_place
+from llmzip.compiled import address, compiled_in_place
 from llmzip.exact.tiles import VPMADDWD, interleave, supports, tile
 
 INSTRUCTION = VPMADDWD
@@ -44,8 +44,8 @@ def multiply_into(
         row = words[r * inputs : (r + 1) * inputs]
         for k in range(inputs):
             row[k] = q[r, k]
-    w, outputs = weight.ctypes.data, blocks * _LANES
-    _cover(words.ctypes.data, rows, w, size, groups * size, groups, total, first, outputs)
+    w, outputs = address(weight), blocks * _LANES
+    _cover(address(words), rows, w, size, groups * size, groups, total, first, outputs)
 
 
 @compiled_in_place
@@ -62,10 +62,10 @@ def _cover(
 ) -> None:
     """Words [R, 2 · groups] · weights, both at addresses → columns of total int32 [≥ R, …], by
     tiles. `step` and `size` are the bytes between groups, and between blocks."""
-    start, stride, pitch = _ZEROS.ctypes.data, 4 * groups, 4 * total.shape[1]
+    start, stride, pitch = address(_ZEROS), 4 * groups, 4 * total.shape[1]
     for n in range(0, outputs, _MULTIPLE):
         at = w + (n // _LANES) * size
-        x, y = words, total.ctypes.data + 4 * (first + n)
+        x, y = words, address(total) + 4 * (first + n)
         left = rows
         while left >= _MANY:
             _many(x, stride, at, step, size, groups, start, y, pitch)
@@ -110,7 +110,7 @@ def sum_into(
         over = over or most > _LARGEST
         for j in range(skipped + n, width):
             row[j] = 0
-    _cover(words.ctypes.data, rows, values.ctypes.data, dim * group, _LANES * group, groups, total,
+    _cover(address(words), rows, address(values), dim * group, _LANES * group, groups, total,
            0, dim)  # fmt: skip
     if over:
         _add_rests(p, skipped, values, total)

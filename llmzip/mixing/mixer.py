@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmzip.compiled import inlined_in_place, prefetch
+from llmzip.compiled import address, inlined_in_place, prefetch
 from llmzip.mixing.bit_history import NEXT_STATE, SCALE_SHIFT
 from llmzip.mixing.inner_product import inner_product
 from llmzip.mixing.state import REFINED_KNOTS, Learned
@@ -58,10 +58,10 @@ def mix(
 ) -> int:
     """The logit of the second layer; those of the first into int32 logits [k]. `chosen` are the
     sets of weights, int64, of which the first k count."""
-    start, size = learned.weights.ctypes.data, len(inputs)
+    start, size = address(learned.weights), len(inputs)
     total = np.int64(0)
     for k in range(len(logits)):
-        product = inner_product(start + chosen[k] * 4 * size, inputs.ctypes.data, size)
+        product = inner_product(start + chosen[k] * 4 * size, address(inputs), size)
         logits[k] = min(max(product >> 8, -LOGIT_LIMIT), LOGIT_LIMIT)
         total += np.int64(learned.final[final_set, k]) * logits[k]
     return min(max(total >> 16, -LOGIT_LIMIT), LOGIT_LIMIT)
@@ -70,9 +70,9 @@ def mix(
 @inlined_in_place
 def fetch_refined(learned: Learned, row: int) -> None:
     """Into the cache: the table is large, and `refine` comes last."""
-    address = learned.refined.ctypes.data + row * 2 * REFINED_KNOTS
-    prefetch(address)
-    prefetch(address + 2 * REFINED_KNOTS - 1)
+    first = address(learned.refined) + row * 2 * REFINED_KNOTS
+    prefetch(first)
+    prefetch(first + 2 * REFINED_KNOTS - 1)
 
 
 @inlined_in_place

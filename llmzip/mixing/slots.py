@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmzip.compiled import inlined_in_place, prefetch
+from llmzip.compiled import address, inlined_in_place, prefetch
 from llmzip.mixing.bit_history import NEXT_STATE
 
 SLOT_BYTES = 8
@@ -79,7 +79,7 @@ def new_slots(bits: int) -> np.ndarray:
 def find_first(slots: np.ndarray, lookup: Lookup) -> None:
     """The first slots of all contexts. The first loop only fetches memory, so that all of it is on
     its way while the second one decides."""
-    mask, start = _mask(slots), slots.ctypes.data
+    mask, start = _mask(slots), address(slots)
     for i in range(len(lookup.hashes)):
         key = _key(lookup.hashes[i], 0)
         lookup.keys[i] = key
@@ -96,7 +96,7 @@ def find_next(slots: np.ndarray, lookup: Lookup, step: int, part: int) -> None:
     """The second slots at step 3, the third at step 6, after the bits `part` of this byte."""
     if step == 6:
         _keep_slots(slots, lookup, step, part)
-    mask, start = _mask(slots), slots.ctypes.data
+    mask, start = _mask(slots), address(slots)
     for i in range(len(lookup.hashes)):
         run = lookup.runs[i]
         if run < 256 or (run < _ENDED << 8 and _agrees(run, step, part)):

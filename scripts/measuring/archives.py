@@ -261,10 +261,10 @@ def models(given: Namespace) -> Report:
                 own, smaller["bits_per_byte"], smaller["bytes"]
             )
     law = _power_law(results)
-    labels = {"bytes": "bytes as shipped", "decode_mb_s": "MB/s, decoding"}
+    panels = (("MB as shipped", "bytes", 1e-6), ("KB/s, decompressing", "decode_mb_s", 1e3))
     chart(given.out.with_suffix(".png"), *(
-        (label, {m["name"]: Series([m[key]], [m["bits_per_byte"]]) for m in results})
-        for key, label in labels.items()
+        (label, {m["name"]: Series([m[key] * unit], [m["bits_per_byte"]]) for m in results})
+        for label, key, unit in panels
     ), log=True)  # fmt: skip
     return report_of(given.model[0], sweep="models", results=results, xz_bits_per_byte=bound,
                      power_law=law, categories=rows)  # fmt: skip

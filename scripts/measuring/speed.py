@@ -86,13 +86,17 @@ def speed(given: Namespace) -> Report:
         if codecs.program(commands[0][0])
     }
     report["memory"] = [_process("llmzip", text[: mb * 1_000_000]) for mb in given.peaks]
+    panels = (
+        {"bits per byte": ("bits_per_byte", 1.0)},
+        {"compressing, KB/s": ("encode_mb_s", 1e3), "decompressing, KB/s": ("decode_mb_s", 1e3)},
+    )
     chart(given.out.with_suffix(".png"), *(
         ("streams", {
-            f"{name}, {key}": Series([str(e["streams"]) for e in model["streams"]],
-                                     [e[key] for e in model["streams"]])
-            for name, model in report["models"].items() for key in keys
+            f"{name}: {label}": Series([str(e["streams"]) for e in model["streams"]],
+                                       [e[key] * unit for e in model["streams"]])
+            for name, model in report["models"].items() for label, (key, unit) in panel.items()
         })
-        for keys in (("bits_per_byte",), ("encode_mb_s", "decode_mb_s"))
+        for panel in panels
     ), label="")  # fmt: skip
     return report
 
