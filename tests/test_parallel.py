@@ -18,7 +18,7 @@ from conftest import PROSE, TINY, run
 from families import FAMILIES, build, save
 
 import llmzip
-from llmzip.cli import corpus
+from llmzip.cli import manifest as manifests
 from llmzip.cli.options import set_threads
 from llmzip.parallel import ranks, runner, tasks
 from llmzip.parallel.ranks import Rank
@@ -260,14 +260,14 @@ def test_a_corpus_to_a_folder_and_back(tmp_path: Path) -> None:
     command = ["compress", "-r", folder, "--out", out, *MODEL]
     assert run(*command).returncode == 0
     assert (out / "sub" / "b.txt.llmz").exists()
-    manifest = (out / corpus.MANIFEST).read_text().splitlines()
+    manifest = (out / manifests.MANIFEST).read_text().splitlines()
     assert [line.split("\t")[:2] for line in manifest[1:]] == [
         ["a.txt.llmz", f"{len(PROSE.encode())}"], ["sub/b.txt.llmz", "300"]]  # fmt: skip
     done = run(*command)
     assert (done.returncode, done.stderr.count(b"--resume skips it")) == (1, 2)
     (out / "a.txt.llmz").unlink()
     assert run(*command, "--resume").returncode == 0
-    assert (out / corpus.MANIFEST).read_text().splitlines() == manifest
+    assert (out / manifests.MANIFEST).read_text().splitlines() == manifest
     assert run("test", "-r", out, *MODEL, "--workers", "2").stdout.count(b": ok") == 2
     assert run("decompress", "-r", out, "--out", restored, *MODEL).returncode == 0
     assert (restored / "sub" / "b.txt").read_text() == PROSE[:300]
@@ -277,13 +277,13 @@ def test_a_corpus_to_a_folder_and_back(tmp_path: Path) -> None:
 def test_the_manifest_names_what_changed(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.llmz").write_bytes(llmzip.compress(name.encode()))
-    corpus.write_manifest(tmp_path)
-    corpus.verify(str(tmp_path))
+    manifests.write(tmp_path)
+    manifests.verify(str(tmp_path))
     (tmp_path / "a.llmz").unlink()
     (tmp_path / "b.llmz").write_bytes(llmzip.compress(b"other"))
     (tmp_path / "d.llmz").write_bytes(llmzip.compress(b"d"))
     with pytest.raises(llmzip.CorruptArchive) as error:
-        corpus.verify(str(tmp_path))
+        manifests.verify(str(tmp_path))
     assert str(error.value) == (
         "a.llmz is missing; b.llmz is not what the manifest says; d.llmz is not in the manifest"
     )
@@ -296,7 +296,7 @@ def test_the_manifest_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     done = run("compress", "--out", tmp_path / "out", tmp_path / "text", *MODEL)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert b"another.llmz: " in done.stderr
-    lines = (tmp_path / "out" / corpus.MANIFEST).read_text().splitlines()
+    lines = (tmp_path / "out" / manifests.MANIFEST).read_text().splitlines()
     assert [line.split("\t")[0] for line in lines[1:]] == ["text.llmz"]
 
 
@@ -304,12 +304,12 @@ def test_archives_of_the_future_in_a_manifest(tmp_path: Path) -> None:
     archive = bytearray(llmzip.compress(PROSE.encode(), model=str(TINY)))
     for name in "ab":
         (tmp_path / f"{name}.llmz").write_bytes(archive)
-    assert not corpus.write_manifest(tmp_path)
+    assert not manifests.write(tmp_path)
     archive[4] = 99  # the version of the format
     (tmp_path / "a.llmz").write_bytes(archive)
     (tmp_path / "b.llmz").unlink()
     with pytest.raises(llmzip.CorruptArchive) as error:
-        corpus.verify(str(tmp_path))
+        manifests.verify(str(tmp_path))
     assert str(error.value).startswith("a.llmz cannot be read: archive format version 99")
     assert str(error.value).endswith("; b.llmz is missing")
 
@@ -351,7 +351,7 @@ def test_the_command_line_by_accelerate(tmp_path: Path) -> None:
     for source in folder.iterdir():
         archive = llmzip.compress(source.read_bytes(), model=str(TINY))
         assert (out / f"{source.name}.llmz").read_bytes() == archive
-    assert (out / corpus.MANIFEST).exists()
+    assert (out / manifests.MANIFEST).exists()
     done = launched(program, "decompress", "-r", out, "--out", restored, *MODEL)
     assert done.returncode == 0, done.stderr.decode()
     assert (restored / "2.txt").read_text() == PROSE[200:]

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import llmzip
-from llmzip.cli import corpus
+from llmzip.cli import corpus, manifest
 from llmzip.cli.inputs import attempt, expand, progress_bar, reading_only, seekable
 from llmzip.cli.options import options_of, set_threads
 from llmzip.errors import CorruptArchive, LlmzipError
@@ -75,7 +75,7 @@ def test(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
     for folder in filter(os.path.isdir, arguments.files):
-        failed += [attempt(folder, corpus.verify)]
+        failed += [attempt(folder, manifest.verify)]
     return int(any(failed))
 
 
