@@ -97,8 +97,9 @@ def plot(
                     fontsize=9, color="tab:red" if own else "black")  # fmt: skip
     for name, bits, slowest, fastest in published:
         ax.plot([slowest, fastest], [bits, bits], "o-", color="tab:gray", mfc="white", lw=1)
+        one = slowest == fastest
         ax.annotate(f"{name} (published)", (fastest, bits), (6, -12), textcoords="offset points",
-                    fontsize=9, color="tab:gray")  # fmt: skip
+                    ha="left" if one else "right", fontsize=9, color="tab:gray")  # fmt: skip
     text = text or f"{rows[0]['bytes'] / 1e6:,.1f} MB"
     ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {text}")
     ax.margins(x=0.12, y=0.12)
