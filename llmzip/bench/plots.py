@@ -18,9 +18,10 @@ class Series(NamedTuple):
     style: str = "o-"
 
 
-_NAME_WIDTH, _NAME_HEIGHT = 150, 16  # of a name beside a point, pixels
 Published = tuple[str, float, float, float]  # name, bits per byte, KB/s from … to
 Panel = tuple[str, dict[str, Series]]  # the label of the x axis, series by name
+
+_NAME_WIDTH, _NAME_HEIGHT = 150, 16  # of a name beside a point, pixels
 
 
 def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per byte") -> None:
@@ -39,33 +40,34 @@ def chart(path: Path, *panels: Panel, log: bool = False, label: str = "bits per 
             ax.set_xscale("log")
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_formatter("")
-        ends = []
         for i, (name, (x, y, style)) in enumerate(series.items()):
-            color = pyplot.get_cmap("tab10")(i % 10)
-            line = ax.plot(x, y, style, color=color, ms=4, lw=1)[0]
-            ends.append((name, line, color))
+            ax.plot(x, y, style, label=name, color=pyplot.get_cmap("tab10")(i % 10), ms=4, lw=1)
         if any(series):  # names other than "": they need room
             low, high = ax.get_xlim()
             ax.set_xlim(right=high * (high / low) ** 0.3 if log else high + 0.3 * (high - low))
-            _name_ends(ax, ends)
+            _name_ends(ax)
     _save(figure, path)
 
 
-def _name_ends(ax: Any, ends: list[tuple[str, Any, Any]]) -> None:
-    """Write names to the right of the last points of lines, one above the other where points are
-    side by side."""
-    points = [ax.transData.transform(line.get_xydata()[-1]) for _, line, _ in ends]
+def _name_ends(ax: Any) -> None:
+    """Write the names of lines to the right of their last points, one above the other where points
+    are side by side."""
+
+    def pixels(line: Any) -> tuple[float, float]:
+        x, y = ax.transData.transform(line.get_xydata()[-1])
+        return float(x), float(y)
+
     written: list[tuple[float, float]] = []
-    for i in sorted(range(len(ends)), key=lambda i: float(points[i][1])):
-        name, line, color = ends[i]
-        (x, y), height = points[i], points[i][1]
+    for line in sorted(ax.get_lines(), key=lambda line: pixels(line)[1]):
+        x, y = pixels(line)
+        height = y
         for other_x, other_y in written:
             if abs(other_x - x) < _NAME_WIDTH and height < other_y + _NAME_HEIGHT:
                 height = other_y + _NAME_HEIGHT
         written.append((x, height))
         points_up = (height - y) * 72 / ax.figure.dpi
-        ax.annotate(name, line.get_xydata()[-1], (6, points_up - 3), textcoords="offset points",
-                    fontsize=9, color=color)  # fmt: skip
+        ax.annotate(line.get_label(), line.get_xydata()[-1], (6, points_up - 3),
+                    textcoords="offset points", fontsize=9, color=line.get_color())  # fmt: skip
 
 
 def plot(
@@ -97,9 +99,9 @@ def plot(
                     fontsize=9, color="tab:red" if own else "black")  # fmt: skip
     for name, bits, slowest, fastest in published:
         ax.plot([slowest, fastest], [bits, bits], "o-", color="tab:gray", mfc="white", lw=1)
-        one = slowest == fastest
         ax.annotate(f"{name} (published)", (fastest, bits), (6, -12), textcoords="offset points",
-                    ha="left" if one else "right", fontsize=9, color="tab:gray")  # fmt: skip
+                    ha="left" if slowest == fastest else "right",
+                    fontsize=9, color="tab:gray")  # fmt: skip
     text = text or f"{rows[0]['bytes'] / 1e6:,.1f} MB"
     ax.set(xscale="log", xlabel="KB/s, decompressing", ylabel=f"bits per byte of {text}")
     ax.margins(x=0.12, y=0.12)

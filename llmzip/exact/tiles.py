@@ -34,8 +34,13 @@ class Instruction(NamedTuple):
     name: str  # of LLVM's intrinsic
     lanes: int  # outputs of a register: a block
     group: int  # inputs that are added up in a lane; four bytes of x
-    widens: bool = False  # whether weights are bytes in memory and words in a register
+    bits: int  # of an element of its operands, in LLVM's types
     offset: int = 0  # of bytes, what is added to one factor, as the instruction wants it unsigned
+
+    @property
+    def widens(self) -> bool:
+        """Whether weights are bytes in memory and words in a register."""
+        return self.bits == 16
 
     @property
     def multiple(self) -> int:
@@ -48,10 +53,10 @@ class Instruction(NamedTuple):
         return self.lanes * self.group
 
 
-VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, offset=128)
-VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, offset=128)
-SDOT = Instruction("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, 4)
-VPMADDWD = Instruction("llvm.x86.avx2.pmadd.wd", 8, 2, widens=True)
+VPDPBUSD_512 = Instruction("llvm.x86.avx512.vpdpbusd.512", 16, 4, 32, offset=128)
+VPDPBUSD_256 = Instruction("llvm.x86.avx512.vpdpbusd.256", 8, 4, 32, offset=128)
+SDOT = Instruction("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, 4, 8)
+VPMADDWD = Instruction("llvm.x86.avx2.pmadd.wd", 8, 2, 16)
 
 
 def interleave(weight: np.ndarray, instruction: Instruction) -> np.ndarray:
@@ -183,7 +188,7 @@ def tile(
 
 def _multiply_add(builder: Any, instruction: Instruction, vector: Any) -> Callable[..., Any]:
     """(sums, factors, factors) → sums + products, as LLVM's code."""
-    bits = 16 if instruction.widens else 8 if instruction is SDOT else 32
+    bits = instruction.bits
     factors = ir.VectorType(ir.IntType(bits), instruction.lanes * 32 // bits)
     taken = [factors] * 2 if instruction.widens else [vector, factors, factors]
     kind = ir.FunctionType(vector, taken)
