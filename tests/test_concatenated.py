@@ -80,12 +80,12 @@ def test_a_file_is_seekable_over_the_whole(path: Path) -> None:
 def test_seeking_decodes_one_frame_of_one_archive(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmzip.archive import frames
+    from llmzip.archive import frame_reader
 
     decoded = []
-    content = frames.FrameReader.content
+    content = frame_reader.FrameReader.content
     monkeypatch.setattr(
-        frames.FrameReader,
+        frame_reader.FrameReader,
         "content",
         lambda self, frame, *rest: (
             decoded.append(frame.content_length) or content(self, frame, *rest)

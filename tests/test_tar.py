@@ -16,8 +16,7 @@ import pytest
 from conftest import PROSE, TINY, run
 
 import llmzip
-from llmzip.archive import container
-from llmzip.archive import frames as frame_module
+from llmzip.archive import container, frame_reader
 from llmzip.io import tar
 
 OPTIONS = llmzip.Options(model=str(TINY), frame_size=2000)
@@ -50,13 +49,13 @@ def test_one_member_decodes_few_frames(
     folder: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    content = frame_module.FrameReader.content
+    content = frame_reader.FrameReader.content
 
-    def count(self: frame_module.FrameReader, *arguments: object) -> bytes:
+    def count(self: frame_reader.FrameReader, *arguments: object) -> bytes:
         decoded.append(1)
         return content(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(frame_module.FrameReader, "content", count)
+    monkeypatch.setattr(frame_reader.FrameReader, "content", count)
     with llmzip.open(archive, options=OPTIONS) as file:
         monkeypatch.setattr(tar, "_TAIL_BYTES", 11_000)  # a tar ends with up to 10 KiB of nothing
         tar.extract(file, ["sub/4.txt"], tmp_path / "out")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from llmzip.archive import container
-from llmzip.archive.frames import FrameReader
+from llmzip.archive.frame_reader import FrameReader
 from llmzip.archive.header import ModelHeader
 from llmzip.archive.options import Options, frames_together
 from llmzip.coding.progress import Progress, silent

@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 from llmzip.archive.boundaries import find_archives
 from llmzip.archive.container import HASH_BYTES
 from llmzip.archive.frame_header import LONGEST_FRAME_HEADER
+from llmzip.archive.frame_reader import FrameReader
 from llmzip.archive.frame_search import TOO_EARLY, FrameLocation, FrameSearch
-from llmzip.archive.frames import FrameReader
 from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL
 from llmzip.coding.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from llmzip.archive import container
-from llmzip.archive.frames import FrameWriter
+from llmzip.archive.frame_writer import FrameWriter
 from llmzip.archive.options import Options, bytes_like, frames_together
 from llmzip.coding.frame import Frame
 from llmzip.coding.progress import Progress

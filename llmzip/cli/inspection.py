@@ -82,7 +82,7 @@ def _coloured(when: str) -> bool:
 
 def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
     """Tokens and their bits: of an archive, or of a text as compress would code it."""
-    from llmzip.archive import frames
+    from llmzip.archive.costs import archive_costs, costs
 
     options = options_of(arguments)
     with (
@@ -92,12 +92,12 @@ def _costs(arguments: argparse.Namespace) -> Iterator[tuple[bytes, float]]:
         start = header.read_magic(source)
         if start in header.MAGICS:
             rest = _Prepended(start, source)
-            for pieces, bits in frames.archive_costs(rest, options, progress):  # type: ignore[arg-type]
+            for pieces, bits in archive_costs(rest, options, progress):  # type: ignore[arg-type]
                 yield from zip(pieces, bits.tolist(), strict=True)
         else:
             content = start + source.read(max(0, arguments.limit - len(start)))
             if content:
-                pieces, bits = frames.costs(content, options, progress)
+                pieces, bits = costs(content, options, progress)
                 yield from zip(pieces, bits.tolist(), strict=True)
 
 

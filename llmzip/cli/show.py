@@ -193,7 +193,7 @@ class _Costs:
     """Decodes frames and adds up the bits that their parts take."""
 
     def __init__(self, options: Options) -> None:
-        from llmzip.archive.frames import FrameReader
+        from llmzip.archive.frame_reader import FrameReader
 
         self._frames = FrameReader(options, lambda *_: None)
         names = ("model", "first_tokens", "mixing", "stored", "coder")

@@ -28,10 +28,8 @@ _P_UNIT = np.float32(1 / 65536)
 _CUTOFF = np.float32(tables.EXP2_CUTOFF)
 _SUMMED = 1 << 14  # weights whose sum fits into 32 bits
 _STEP_MASK = np.int32((1 << 15) - 1)  # of the bits of a number of steps to which ROUNDER is added
-_FROM_BITS = np.int32(0x4B400000 - 46340)  # the bits of ROUNDER
-_C5, _C4 = np.float32(-5.515488239737909e-14), np.float32(4.0780967491826914e-10)
-_C3, _C2 = np.float32(-2.39542805502424e-06), np.float32(0.010616368614137173)
-_C1, _C0 = np.float32(-31.368261337280273), np.float32(0.9535103440284729)
+_FROM_BITS = np.int32(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
+_C0, _C1, _C2, _C3, _C4, _C5 = (np.float32(c) for c in tables.EXP2_POLYNOMIAL)
 
 
 class _Scratch(NamedTuple):
@@ -186,8 +184,8 @@ def softmax(
 @inlined_in_place
 def _exp2_weight(step: np.int32) -> np.int32:
     """round(2^16 · 2^(-t / 1024)) for the step t modulo 1024, halved per octave, and 0 at the
-    cutoff. A polynomial of t - 512 gives it, less 46,340; rounded, it is the table's integer for
-    each of the 1,024, which a test shows. Reading the table takes longer than computing it."""
+    cutoff. `tables.EXP2_POLYNOMIAL` gives the table's integers, which a test shows. Reading the
+    table takes longer than computing them."""
     x = np.float32(np.int32(np.int32(step & np.int32(1023)) - np.int32(512)))
     y = (((((_C5 * x + _C4) * x + _C3) * x) + _C2) * x + _C1) * x + _C0
     mantissa = np.int32(bits_of(y + ROUNDER) - _FROM_BITS)

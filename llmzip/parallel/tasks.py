@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmzip.archive import container
-from llmzip.archive.frames import FrameWriter
+from llmzip.archive.frame_writer import FrameWriter
 from llmzip.archive.header import VERSION, prime_digest
 from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader

@@ -11,8 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from llmzip.archive import container
-from llmzip.archive import frames as archive_frames
+from llmzip.archive import container, frame_reader
 from llmzip.archive.reader import ArchiveReader
 from llmzip.coding.frame import Frame
 from llmzip.coding.frame_codec import FrameCodec
@@ -48,14 +47,14 @@ class Short(FrameCodec):
 def any_model(frames: FrameCodec, *, checks: bool) -> Iterator[None]:
     """Within, `frames` decodes all model frames; without `checks`, no checksum of a frame is
     verified, so that what is damaged reaches the decoders."""
-    for_reading, check = archive_frames.codec_for_reading, container.checksum
-    archive_frames.codec_for_reading = lambda *_: frames
+    for_reading, check = frame_reader.codec_for_reading, container.checksum
+    frame_reader.codec_for_reading = lambda *_: frames
     if not checks:
         container.checksum = lambda *_: _Agrees()
     try:
         yield
     finally:
-        archive_frames.codec_for_reading, container.checksum = for_reading, check
+        frame_reader.codec_for_reading, container.checksum = for_reading, check
 
 
 def whole(data: bytes) -> bytes | None:

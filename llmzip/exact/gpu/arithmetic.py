@@ -22,10 +22,8 @@ CUTOFF = tl.constexpr(float(tables.EXP2_CUTOFF))
 ROUNDER = tl.constexpr(12582912.0)
 SIGN_OFF = tl.constexpr(0x7FFFFFFF)
 STEP_MASK = tl.constexpr((1 << 15) - 1)
-FROM_BITS = tl.constexpr(0x4B400000 - 46340)  # the bits of ROUNDER, see attention_rows
-C5, C4 = tl.constexpr(-5.515488239737909e-14), tl.constexpr(4.0780967491826914e-10)
-C3, C2 = tl.constexpr(-2.39542805502424e-06), tl.constexpr(0.010616368614137173)
-C1, C0 = tl.constexpr(-31.368261337280273), tl.constexpr(0.9535103440284729)
+FROM_BITS = tl.constexpr(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
+C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in tables.EXP2_POLYNOMIAL)
 
 
 @triton.jit

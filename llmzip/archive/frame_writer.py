@@ -1,25 +1,20 @@
-"""Content ↔ frames, by options or by an archive's header; and how many bits each token takes."""
+"""Content → frames, by options."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import BinaryIO
 
-import numpy as np
-
-from llmzip.archive import container
-from llmzip.archive.codecs import codec_for_reading, codec_for_writing
+from llmzip.archive.codecs import codec_for_writing
 from llmzip.archive.header import Header, ModelHeader, write_header
 from llmzip.archive.options import Options
 from llmzip.coding.frame import MODEL, SMALL, Frame
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.coding.progress import Progress, silent
-from llmzip.coding.stored import quick_size, restore, store, stored_costs
+from llmzip.coding.stored import quick_size, store
 from llmzip.coding.streams import STREAM_TOKENS, Cut
-from llmzip.errors import LlmzipError, TooLong
+from llmzip.errors import LlmzipError
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
 _FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more than more of them;
@@ -81,7 +76,7 @@ class FrameWriter:
             options = self._options
             coded = codec.encode(
                 content,
-                _cut(options, content, size),
+                cut_of(options, content, size),
                 self._progress,
                 short=short is not None and first and last and len(content) <= SMALL,
             )
@@ -103,7 +98,7 @@ class FrameWriter:
             tried = [i for i in range(count) if self._may_gain(contents[i], sizes[i])]
             if tried:
                 _, codec, _ = self._with_model()
-                cuts = [_cut(self._options, contents[i], sizes[i]) for i in tried]
+                cuts = [cut_of(self._options, contents[i], sizes[i]) for i in tried]
                 found = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
                 for i, frame in zip(tried, found, strict=True):
                     coded[i] = frame
@@ -147,7 +142,7 @@ class FrameWriter:
         return replace(coded, last=last)
 
 
-def _cut(options: Options, content: bytes, size: int) -> Cut:
+def cut_of(options: Options, content: bytes, size: int) -> Cut:
     """Few streams lose less, most of all where a text repeats itself; a GPU needs many."""
     if options.streams is not None or options.stream_tokens is not None:
         return Cut(options.streams, options.stream_tokens or STREAM_TOKENS)
@@ -164,100 +159,3 @@ def _may_win(codec: FrameCodec, content: bytes, zstd_bits: float) -> bool:
     stride = len(content) // _SNIPPETS
     snippets = [content[i * stride : i * stride + _SNIPPET_BYTES] for i in range(_SNIPPETS)]
     return codec.bits_per_byte(snippets) < _SAMPLE_FACTOR * zstd_bits
-
-
-class FrameReader:
-    """Frames → their content, not verified yet.
-
-    The model is loaded for the first frame that needs it.
-    """
-
-    def __init__(self, options: Options, progress: Progress) -> None:
-        self._options, self._progress = options, progress
-        self._header: Header | None = None
-        self._codec: FrameCodec | None = None
-        self._length = 0
-
-    def prepare(self, header: Header) -> FrameCodec:
-        """Load the model that an archive needs, unless it is loaded already. Raises LlmzipError."""
-        if self._codec is None or header != self._header:
-            self._codec = None
-            self._codec = codec_for_reading(header, self._options)
-            self._header = header
-        return self._codec
-
-    def content(self, frame: Frame, header: Header, offset: int | None = None) -> bytes:
-        """The content of a frame of an archive that begins with `header`.
-
-        `offset` is that of its content; by default it follows what was decoded so far. Raises
-        CorruptArchive if decoding fails, TooLong before decoding content that exceeds max_length.
-        """
-        limit = self._options.max_length
-        start = self._length if offset is None else offset
-        if limit is not None and start + frame.content_length > limit:
-            raise TooLong(f"the archive holds more than {limit} bytes, the limit")
-        if frame.kind == MODEL:
-            content = self.prepare(header).decode(frame, self._progress)
-        else:
-            content = restore(frame)
-            self._progress(len(content), len(frame.payload))
-        self._length += len(content)
-        return content
-
-    def contents(self, frames: Sequence[Frame], header: Header, offset: int) -> Iterator[bytes]:
-        """The contents of frames that follow each other, the first of which begins at `offset`;
-        decoded together if they can be, else one by one, so that a damaged one harms no other."""
-        decoded: dict[int, bytes] = {}
-        many = [i for i, frame in enumerate(frames) if frame.kind == MODEL and frame.tokens]
-        end = offset + sum(frame.content_length for frame in frames)
-        limit = self._options.max_length
-        if len(many) > 1 and (limit is None or end <= limit):
-            codec = self.prepare(header)
-            with contextlib.suppress(LlmzipError):  # raised again below, by the frame it is of
-                found = codec.decode_together([frames[i] for i in many], self._progress)
-                decoded = dict(zip(many, found, strict=True))
-        for i, frame in enumerate(frames):
-            if i in decoded:
-                content = decoded.pop(i)
-                self._length += len(content)
-            else:
-                content = self.content(frame, header, offset)
-            offset += frame.content_length
-            yield content
-
-    def costs(
-        self, frame: Frame, header: Header, content: bytes, *, mixing: bool = True
-    ) -> tuple[list[bytes], np.ndarray]:
-        """Tokens of a frame, and bits of each, float64 [n]; of a stored frame, its lines.
-
-        Without `mixing`, the bits that the language model alone would take.
-        """
-        if frame.kind == MODEL:
-            codec = self.prepare(header)
-            codec = codec if mixing else codec.without_mixing()
-            return codec.costs(content, Cut(frame.streams), silent)
-        return stored_costs(content, frame)
-
-
-def costs(
-    content: bytes, options: Options, progress: Progress = silent
-) -> tuple[list[bytes], np.ndarray]:
-    """Tokens of `content` compressed as one frame, and bits of each, float64 [n].
-
-    Raises LlmzipError.
-    """
-    _, codec, _ = codec_for_writing(options)
-    return codec.costs(content, _cut(options, content, quick_size(content)), progress)
-
-
-def archive_costs(
-    source: BinaryIO, options: Options, progress: Progress = silent
-) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """The same for each frame of an archive, verified; for stored frames, their lines."""
-    reader = container.Reader(source)
-    frames = FrameReader(options, progress)
-    while (frame := reader.next_frame()) is not None:
-        header = reader.archive.header
-        content = frames.content(frame, header)
-        reader.verify(frame, content)
-        yield frames.costs(frame, header, content)
