@@ -77,12 +77,12 @@ class Tokens:
 
     def encode(self, data: bytes) -> np.ndarray:
         """Bytes → ids, int32 [n]; `decode(encode(data)) == data` for any bytes."""
-        ids: list[int] = []
+        parts = [np.zeros(0, dtype=np.int32)]  # a list of a whole text would take 40 bytes a token
         chunks = _chunks(data)
         while together := list(itertools.islice(chunks, _TOGETHER)):
             for chunk, encoding in zip(together, self._encode_together(together), strict=True):
-                ids += self._encode_chunk(chunk, encoding)
-        return np.array(ids, dtype=np.int32)
+                parts.append(np.array(self._encode_chunk(chunk, encoding), dtype=np.int32))
+        return np.concatenate(parts)
 
     def _encode_together(self, chunks: list[bytes]) -> list[Encoding | None]:
         """What the tokenizer makes of each chunk, by its own threads; None where that is to be
