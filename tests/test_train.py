@@ -321,3 +321,12 @@ def test_configs_that_make_no_sense(content: str, message: str, tmp_path: Path) 
 def test_a_category_that_is_missing_is_named(corpus: Path) -> None:
     with pytest.raises(LlmzipError, match="category 'poems'"):
         data.sample(corpus, Config(name="x", mix={"poems": 1.0}))
+
+
+def test_copies_and_pages_of_one_template_are_left_out() -> None:
+    licence = b"\n".join(b"%d. Permission is hereby granted, free of charge" % i for i in range(9))
+    page = licence + b"\n\n# Page %d"
+    own = b"int main() { return compute_everything_that_this_file_is_for(); }\n" * 20
+    documents = [page % 1, page % 2, licence + own, b"}\n" * 99, b"}\n" * 99, page % 3]
+    kept = [*data.without_near_duplicates(documents)]
+    assert kept == [page % 1, licence + own, b"}\n" * 99, b"}\n" * 99]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,7 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LONG_WINDOW = 1 << 27
+_LONG_LINE = 32  # bytes by which lines are compared between documents
 _TOKENIZER_EXCERPT = 20_000  # characters of a document that the tokenizer is trained on
 
 
@@ -62,8 +63,24 @@ def categories(corpus: Path) -> dict[str, list[Path]]:
     return files
 
 
+def without_near_duplicates(documents: Iterable[bytes]) -> Iterator[bytes]:
+    """Leave out documents more than half of which, by bytes, are long lines of earlier ones:
+    copies, and pages that a template made."""
+    seen: set[bytes] = set()
+    for document in documents:
+        lines = [line for line in document.split(b"\n") if len(line) >= _LONG_LINE]
+        digests = [hashlib.blake2b(line, digest_size=8).digest() for line in lines]
+        known = sum(
+            len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen
+        )
+        if 2 * known <= len(document):
+            seen.update(digests)
+            yield document
+
+
 def sample(corpus: Path, config: Config) -> list[str]:
-    """Documents in random order, categories in the shares of the mix, the same for a seed.
+    """Documents in random order, categories in the shares of the mix, the same for a seed. Near
+    duplicates within a category are left out.
 
     Raises LlmzipError if the corpus lacks a category.
     """
@@ -76,7 +93,7 @@ def sample(corpus: Path, config: Config) -> list[str]:
             continue
         if category not in files:
             raise LlmzipError(f"{corpus} has no file of the category {category!r}")
-        found = [d for path in files[category] for d in documents(path)]
+        found = [*without_near_duplicates(d for path in files[category] for d in documents(path))]
         chance.shuffle(found)
         wanted = config.corpus_bytes * share / total
         for document in found:
