@@ -62,3 +62,22 @@ def test_damage_comes_out(tmp_path: Path) -> None:
     with pytest.raises(llmzip.CorruptArchive):
         dask.compute(*tasks, scheduler="synchronous")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmzip.parallel import dask as dask_archives
+
+    text = tmp_path / "a.txt"
+    text.write_bytes(PROSE.encode())
+    encode = dask_archives._encode
+
+    def encode_and_change(*arguments: object) -> object:
+        coded = encode(*arguments)
+        text.write_bytes(PROSE.upper().encode())
+        return coded
+
+    monkeypatch.setattr(dask_archives, "_encode", encode_and_change)
+    tasks = dask_archives.compress([str(text)], str(tmp_path), OPTIONS)
+    with pytest.raises(llmzip.LlmzipError, match="changed while it was compressed"):
+        dask.compute(*tasks, scheduler="synchronous")
+    assert [*tmp_path.iterdir()] == [text]

@@ -12,6 +12,7 @@ of the URLs, such as s3fs; workers need llmzip and its models.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,14 +83,17 @@ def _encode(url: str, start: int, first: bool, last: bool, options: Options) -> 
 
 
 def _write_archive(url: str, target: str, frames: list[Coded], options: Options) -> int:
-    with fsspec.open(url, "rb") as source, fsspec.open(target, "wb") as sink:
-        writer = ArchiveWriter(sink, options)
+    """Opens the target when the whole archive is there: what was opened may stay after an error."""
+    archive = io.BytesIO()
+    writer = ArchiveWriter(archive, options)
+    with fsspec.open(url, "rb") as source:
         for frame, digest in frames:
             content = source.read(frame.content_length)
             if hashlib.blake2b(content).digest() != digest:
                 raise LlmzipError(f"{url} changed while it was compressed")
             writer.append(frame, content)
-        return int(sink.tell())
+    with fsspec.open(target, "wb") as sink:
+        return int(sink.write(archive.getbuffer()))
 
 
 def _decode(url: str, start: int, options: Options) -> bytes:
