@@ -20,6 +20,7 @@ from measuring import (
     exactness,
     mixing,
     prime,
+    proxies,
     shrink,
     speed,
     tokenizers,
@@ -30,7 +31,7 @@ from llmzip.bench import write_report
 from llmzip.errors import LlmzipError
 
 # they register commands
-MODULES = (archives, engine, exactness, mixing, prime, shrink, speed, tokenizers, training)
+MODULES = (archives, engine, exactness, mixing, prime, proxies, shrink, speed, tokenizers, training)
 
 
 def build() -> argparse.ArgumentParser:
