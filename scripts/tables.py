@@ -406,6 +406,37 @@ trained | parameters | tokens | FLOPs | bits per byte of the training mix
     return noted([*trained, "", *predicted], report, note.format(**report["law"]), "")
 
 
+@shown("docs/models.md")
+def proxies() -> str:
+    report = read("training/proxies.json")
+    kinds = {
+        "books": ("en_book",),
+        "other English": ("en_docs", "en_govblog", "en_meeting", "en_wiki"),
+        "code": ("code",),
+        "tables, logs, markup": ("data", "logs", "markup"),
+        "other languages": ("multi", "zh"),
+    }
+    base = report["results"][0]
+
+    def change(result: Report, starts: tuple[str, ...]) -> str:
+        own, before = (
+            sum(text["mixed"] for name, text in of["texts"].items() if name.startswith(starts))
+            for of in (result, base)
+        )
+        return f"{100 * (own / before - 1):+.1f}%"
+
+    names = {"base": "as it is", "seed": "another seed", "not-quantised": "no quantised steps",
+             "ngrams": "hashed n-grams at the input"}  # fmt: skip
+    rows = []
+    for result in report["results"]:
+        group = report["groups"].get(result["name"])
+        name = f"twice the share of {result['name']} ({100 * group['share']:.0f}%)" if group else ""
+        changes = [change(result, starts) for starts in (("",), *kinds.values())]
+        rows.append([name or names[result["name"]], f"{result['mean']['mixed']:.4f}", *changes])
+    heads = " | ".join(["recipe", "bits per byte", "all", *kinds])
+    return noted(markdown_table(heads, rows), report)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
