@@ -56,13 +56,14 @@ class Cache:
 
     def _take(self, sources: tuple[np.ndarray, ...], start: int, stop: int) -> None:
         """Hold tokens `start` … `stop - 1` of other arrays, or of these."""
-        for i, (target, source) in enumerate(zip(self.arrays, sources, strict=True)):
-            if self._packed and i < 2:
-                unit = (matmul.LANES, matmul.GROUP)[i]
-                arrays = source[:, :, :, start // unit : -(-stop // unit)].copy()
-                target[:, :, :, : arrays.shape[3]] = arrays
-            else:
-                target[..., : stop - start] = source[..., start:stop].copy()
+        for i, arrays in enumerate(zip(self.arrays, sources, strict=True)):
+            unit = (matmul.LANES, matmul.GROUP)[i] if self._packed and i < 2 else 1
+            for target, source in zip(*arrays, strict=True):  # layers: a copy of all takes memory
+                if unit > 1:
+                    some = source[:, :, start // unit : -(-stop // unit)].copy()
+                    target[:, :, : some.shape[2]] = some
+                else:
+                    target[..., : stop - start] = source[..., start:stop].copy()
         self.length = stop - start
 
     def continue_from(self, other: Cache) -> None:
