@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmzip import models
 from llmzip.exact import fused, ops
-from llmzip.exact.architecture import LLAMA_TYPES, Architecture
+from llmzip.exact.architecture import LLAMA_TYPES, ROTATED_KEY, Architecture
 from llmzip.exact.convert.config import load_network, parse_config
 from llmzip.exact.convert.model import ExactTransformer
 from llmzip.exact.llama import ExactLlama
@@ -41,7 +41,8 @@ def _forms(files: models.ModelFiles, parts: bool) -> Iterator[tuple[str, Any]]:
         return kind(shape, files.tensors, levels=levels, key_levels=key_levels, rotated=rotated)
 
     for name, levels in LEVELS.items():
-        for rotated in (False,) if files.quantised else (True, False):
+        stored = bool(files.config.get(ROTATED_KEY))  # how int8 weights were made
+        for rotated in (stored,) if files.quantised else (True, False):
             model = build(*levels, rotated)
             label = name if rotated or files.quantised else f"{name} direct"
             yield label, fused.fused(model) if llama else model
