@@ -198,7 +198,7 @@ def settings(given: Namespace) -> Report:
     """
     # windows are compared without mixing, which would make up for short ones
     sweeps: dict[str, Sweep] = {
-        "window": {str(w): {"context": (w, w // 2), "mixing": "none"} for w in given.windows},
+        "window": {str(w): {"context": (w, w // 4), "mixing": "none"} for w in given.windows},
         "streams": {str(s): {"streams": s} for s in given.streams},
         "mixing": MIXING,
     }
@@ -217,21 +217,23 @@ def settings(given: Namespace) -> Report:
     return report_of(given.model, sweep="settings", results=results)
 
 
+def _window_and_overlap(text: str) -> tuple[int, int]:
+    window, overlap = text.split("/")
+    return int(window), int(overlap)
+
+
 @command(
     "results/context.json",
     TEXTS,
     argument("--model", required=True),
     argument("--bytes", type=int, help="of each text"),
-    WINDOWS,
-    STREAMS,
-)
+    argument("--contexts", nargs="+", required=True, metavar="WINDOW/OVERLAP",
+             type=_window_and_overlap, help="tokens of a window, and of those before it begins"),
+)  # fmt: skip
 def context(given: Namespace) -> Report:
-    """Each window with each number of streams: bits per byte and MB/s of whole archives."""
-    sweeps: dict[str, Sweep] = {
-        f"{s} streams": {str(w): {"context": (w, w // 2), "streams": s} for w in given.windows}
-        for s in given.streams
-    }
-    results = sweep(given.model, given.texts, sweeps, given.bytes)
+    """Each context window with its overlap: bits per byte and MB/s of whole archives."""
+    settings: Sweep = {f"{w}/{o}": {"context": (w, o)} for w, o in given.contexts}
+    results = sweep(given.model, given.texts, {"context": settings}, given.bytes)
     return report_of(given.model, results=results)
 
 
