@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llmzip.io.file import LlmzipFile, open
     from llmzip.io.incremental import Compressor, Decompressor
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "ArchiveReader",

@@ -27,7 +27,7 @@ The embedded models (see llmzip models) are part of the package. --model takes a
 in Hugging Face format or a hub id, with safetensors and tokenizer.json. An archive stores the
 digest of its model and is decoded with no other. To decompress, name a model that is neither
 embedded nor installed again, or pass --allow-download if the archive names a hub id.
-HF_HUB_OFFLINE=1 forbids network access. llmzip train makes a model of your own kind of text.
+HF_HUB_OFFLINE=1 forbids access to the hub. llmzip train makes a model of your own kind of text.
 --fast chooses the smallest embedded model, more streams and less mixing, --best the largest model;
 --model and --streams set each.""",
     "exactness": """\
@@ -45,8 +45,8 @@ correction: keep copies of important data.""",
 Archives and models may come from untrusted sources. Models are safetensors and JSON: llmzip loads
 no pickle and runs no code from a model. An archive cannot cause a download without
 --allow-download. llmzip checks lengths before it allocates memory; --max-output refuses longer
-content before it is decoded. Without the model, an archive reveals its size, and the kinds and
-lengths of its frames (llmzip info).""",
+content before it is decoded. Archives are not encrypted: whoever has the model can read them, and
+stored frames (raw, zstd, LZMA; llmzip info) need none.""",
     "exit-codes": """\
 0    success
 1    a problem with the data or the machine; one line on stderr for each input

@@ -32,7 +32,7 @@ FORWARD_ROWS = 2048  # tokens (streams · steps) that pass through the layers at
 LOGIT_ROWS = 64  # tokens whose logits are held at a time
 PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
 MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
-_MAX_WINDOW = 2048  # of full attention: twice as much gains 0.1 to 0.4% (docs/exactness.md)
+_MAX_WINDOW = 2048  # of full attention: more costs more than it gains (docs/exactness.md)
 _SLIDING_RESTART = 32768  # window of models whose layers all slide, unless another is wanted
 
 
