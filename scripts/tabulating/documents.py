@@ -288,11 +288,11 @@ def parts() -> str:
 def _excess(results: list[Report], form: str) -> float:
     """Bits of all texts beyond those in float32, in percent."""
     spent = {f: sum(r["bytes"] * r["bits_per_byte"][f] for r in results) for f in (form, "float32")}
-    return 100 * (spent[form] / spent["float32"] - 1)
+    return float(100 * (spent[form] / spent["float32"] - 1))
 
 
 def _divergence(results: list[Report], form: str) -> float:
     """Divergence over all texts, in percent of the bits in float32."""
     bits = [r["bytes"] * r["bits_per_byte"]["float32"] for r in results]
     shares = (r["kl_percent"][form] for r in results)
-    return sum(b * share for b, share in zip(bits, shares, strict=True)) / sum(bits)
+    return float(sum(b * share for b, share in zip(bits, shares, strict=True)) / sum(bits))
