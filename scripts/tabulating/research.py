@@ -74,21 +74,6 @@ sweep | setting | bits per byte | MB/s | peak MB, encoding
 
 
 @shown("docs/research.md")
-def tokenizers() -> str:
-    report = read("tokenizers.json")
-    forms = {"archive_bits_per_byte": ".3f", "bytes": ",", "encode_mb_s": ".3f"}
-    for r in report["results"]:  # models with a head of two stages have no archives
-        r |= {key: format(r[key], form) if key in r else "" for key, form in forms.items()}
-    found = filled("""
-vocabulary | head | bytes a token | bits per byte, model alone | whole archives \
-| bytes, packed | MB/s
-{vocabulary:,} | {head} | {bytes_a_token:.2f} | {bits_per_byte:.3f} | {archive_bits_per_byte} \
-| {bytes} | {encode_mb_s}
-""", report["results"], 2)  # fmt: skip
-    return noted(found, report, f"Each trained on {report['megabytes']:g} MB of text.")
-
-
-@shown("docs/research.md")
 def unseen() -> str:
     report = read("unseen.json")
     bits: dict[tuple[str, str], list[float]] = {}
