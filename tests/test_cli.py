@@ -258,7 +258,7 @@ def test_the_length_of_the_window(text: Path) -> None:
     short.write_bytes(done.stdout)
     shown = json.loads(run("info", short, "--json").stdout)
     assert '"window": 64' in json.dumps(shown)
-    assert '"overlap": 32' in json.dumps(shown)
+    assert '"overlap": 16' in json.dumps(shown)
     assert run("decompress", short, *MODEL, "-c").stdout == PROSE.encode()
     for number, code, message in (("7", 2, "at least 16"), ("9999", 1, "a context of 256 tokens")):
         done = run("compress", text, *MODEL, "--context", number, "-c")
