@@ -140,8 +140,8 @@ def _free_memory(device: str) -> int | None:
 def context_for(spec: ModelSpec, name: str, window: int | None = None) -> Context:
     """The context of a model: `window`, by default that of its training, within limits.
 
-    The overlap is a quarter of a window; if all layers slide, two sliding windows. Raises
-    UnsupportedModel.
+    The overlap is a quarter of a window, at least 8 tokens; if all layers slide, two sliding
+    windows. Raises UnsupportedModel.
     """
     sliding = [size for size in spec.sliding_windows if size is not None]
     if sliding and len(sliding) == len(spec.sliding_windows):
@@ -152,8 +152,9 @@ def context_for(spec: ModelSpec, name: str, window: int | None = None) -> Contex
     require_window(spec, window, name)
     if window < 16:
         raise UnsupportedModel(f"{name} has a context of {window} tokens; 16 are needed")
-    # half a window saves 0.2 to 0.5%, but restarts then take half of the time (docs/exactness.md)
-    return Context(window, window // 4)
+    # half a window saves 0.2 to 0.5%, but restarts then take half of the time (docs/exactness.md);
+    # a header expresses no overlap of 1 to 7 tokens
+    return Context(window, max(8, window // 4))
 
 
 def require_window(spec: ModelSpec, window: int, name: str) -> None:

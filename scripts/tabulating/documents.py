@@ -262,7 +262,8 @@ def quantisation() -> str:
                          if form in speed else "")  # fmt: skip
         lines.append([*cells, f"{speed['a8']:,.0f} / {speed['a16']:,.0f}"])
     heads = "checkpoint | a8, direct | a8 | a16, direct | a16 | tokens/s, a8 / a16"
-    return noted(markdown_table(heads, lines), report)
+    sources = {f"{machine(r)}, {r['date']}, commit {r['commit'][:7]}" for r in reports.values()}
+    return "\n".join([*markdown_table(heads, lines), "", "; ".join(sorted(sources)) + "."])
 
 
 @shown("docs/exactness.md")
