@@ -18,7 +18,8 @@ from llmzip.exact.llama import ExactLlama
 from llmzip.exact.quantise import quantise_tensors
 from llmzip.inference import Context, build
 
-SIZES = [(48, 16), (576, 64), (1536, 64), (128, 64), (96, 32), (172, 4), (30, 2), (64, 8)]
+SIZES = [(48, 16), (576, 64), (1536, 64), (128, 64), (96, 32), (172, 4), (30, 2), (64, 8),
+         (512, 64), (256, 16), (544, 32), (960, 64)]  # fmt: skip
 
 
 def _matrix(size: int, block: int) -> torch.Tensor:
@@ -44,6 +45,15 @@ def test_it_is_the_hadamard_transform_in_every_form(size: int, block: int) -> No
     row = wild[0, 0].numpy().copy()
     hadamard.transform_row(row, block)
     assert np.array_equal(row, hadamard.transform(wild, block)[0, 0].numpy())
+
+
+@pytest.mark.parametrize(("size", "block"), SIZES)
+def test_what_lies_beside_a_row_stays(size: int, block: int) -> None:
+    array = np.random.default_rng(size).standard_normal(size + 64).astype(np.float32)
+    before = array.copy()
+    hadamard.transform_row(array[32:-32], block)
+    assert np.array_equal(array[:32], before[:32])
+    assert np.array_equal(array[-32:], before[-32:])
 
 
 @pytest.mark.parametrize(("size", "block"), SIZES)

@@ -14,7 +14,7 @@ from llmzip.exact import byte_products, matmul, word_products
 
 # odd numbers of rows and blocks, one group of inputs, inputs of the largest models
 SHAPES = [(1, 4, 32), (2, 36, 64), (3, 8, 32), (4, 12, 96), (5, 100, 32), (6, 20, 64), (7, 512, 96),
-          (29, 2048, 32), (64, 576, 160), (13, 32768, 32)]  # fmt: skip
+          (12, 64, 64), (29, 2048, 32), (40, 20, 32), (64, 576, 160), (13, 32768, 32)]  # fmt: skip
 
 
 @pytest.fixture(params=[byte_products, word_products], ids=["bytes", "words"])

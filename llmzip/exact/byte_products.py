@@ -21,6 +21,7 @@ INSTRUCTION = (
 KEY_TYPE = np.uint8
 _LANES, _GROUP, _MULTIPLE = INSTRUCTION.lanes, INSTRUCTION.group, INSTRUCTION.multiple
 _MANY = 6 if INSTRUCTION is VPDPBUSD_256 else 8  # rows whose sums fit into 16 or 32 registers
+_MOST = 12 if INSTRUCTION is VPDPBUSD_512 else _MANY  # 14 % more than 8 where weights come from L2
 _OFFSET = INSTRUCTION.offset
 
 
@@ -52,6 +53,10 @@ def multiply_into(
         w = address(weight) + n // _LANES * size
         x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
         left = rows
+        while _MOST > _MANY and (left == _MOST or left > 2 * _MANY):  # 16 are better two of 8
+            _most(x, stride, w, step, size, groups, start, y, pitch)
+            x, start, y = x + _MOST * stride, start + 4 * _MOST, y + _MOST * pitch
+            left -= _MOST
         while left >= _MANY:
             _many(x, stride, w, step, size, groups, start, y, pitch)
             x, start, y = x + _MANY * stride, start + 4 * _MANY, y + _MANY * pitch
@@ -152,8 +157,8 @@ def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> No
 
 
 _ZEROS = np.zeros(8, dtype=np.int32)
-_one, _two, _three, _four, _five, _six, _seven, _many = (
-    tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY)
+_one, _two, _three, _four, _five, _six, _seven, _many, _most = (
+    tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
 )
 _two_p, _four_p, _six_p, _many_p = (
     tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llmzip.compiled import address, compiled, compiled_in_place
+from llmzip.exact.tiles import supports
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_BLOCK = 64  # blocks of 512 gain nothing measurable (docs/exactness.md)
-_LANES = 16  # neighbours whose stages are done in registers
+_LANES = 16  # neighbours whose stages are done in registers, and rows likewise
+_SHORT = 8  # numbers of such a row that fit into a register of AVX2, longer ones into two
+_LONGEST = _LANES if supports("avx512f") else _SHORT if supports("avx2") else 0
 
 
 def block_size(size: int) -> int:
@@ -86,7 +90,55 @@ def _typed_first_stages(typing: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
+def _stages_of_rows(lanes: int) -> Any:
+    """An intrinsic: the first four stages of 16 rows of `width` ≤ `lanes` float32, one after the
+    other at an address. A row is a register, of which some lanes count: LLVM's loops over so short
+    rows take longer than their sums."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, width = arguments
+        number, index = ir.IntType(64), ir.IntType(32)
+        vector, flags = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.IntType(1), lanes)
+        pointer = vector.as_pointer()
+        kind = ir.FunctionType(vector, [pointer, index, flags, vector])
+        # of lanes beyond the row nothing is read, as there may be no memory
+        load = builder.module.declare_intrinsic(f"llvm.masked.load.v{lanes}f32.p0", (), kind)
+        mask, nothing = ir.Constant(flags, ir.Undefined), ir.Constant(vector, [0.0] * lanes)
+        for i in range(lanes):
+            counts = builder.icmp_signed("<", number(i), width)
+            mask = builder.insert_element(mask, counts, index(i))
+        size = builder.mul(width, number(4))
+
+        def row(base: Any, r: int) -> Any:
+            return builder.inttoptr(builder.add(base, builder.mul(size, number(r))), pointer)
+
+        x = [builder.call(load, [row(first, r), index(4), mask, nothing]) for r in range(_LANES)]
+        for distance in (1, 2, 4, 8):
+            for a in [r for r in range(_LANES) if not r & distance]:
+                b = a + distance
+                x[a], x[b] = builder.fadd(x[a], x[b]), builder.fsub(x[a], x[b])
+        # whole registers are stored beside the row: what one has too much, the next overwrites
+        room = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), (_LANES + 1) * lanes))
+        kept = builder.ptrtoint(room, number)
+        for r in range(_LANES):
+            builder.store(x[r], row(kept, r), align=4)
+        whole = ir.VectorType(ir.FloatType(), _LANES).as_pointer()
+        with cgutils.for_range(builder, width) as loop:
+            at = builder.mul(loop.index, number(4 * _LANES))
+            source, target = (
+                builder.inttoptr(builder.add(base, at), whole) for base in (kept, first)
+            )
+            builder.store(builder.load(source, align=4), target, align=4)
+        return context.get_dummy_value()
+
+    def typed(typing: Any, address: Any, width: Any) -> Any:
+        return types.void(types.int64, types.int64), generate
+
+    return intrinsic(typed)
+
+
 _first_stages: Any = intrinsic(_typed_first_stages)
+_stages_of_short_rows, _stages_of_longer_rows = _stages_of_rows(_SHORT), _stages_of_rows(_LANES)
 
 
 @compiled_in_place
@@ -99,6 +151,13 @@ def transform_row(x: np.ndarray, block: int) -> None:
         for start in range(0, size, _LANES):
             _first_stages(address(x) + 4 * start)
         distance = _LANES
+    elif distance <= _LONGEST and block >= _LANES:
+        for start in range(0, size, _LANES * distance):
+            if distance <= _SHORT:
+                _stages_of_short_rows(address(x) + 4 * start, distance)
+            else:
+                _stages_of_longer_rows(address(x) + 4 * start, distance)
+        distance *= _LANES
     while 2 * distance < size:
         for start in range(0, size, 4 * distance):
             a, b = x[start : start + distance], x[start + distance : start + 2 * distance]

@@ -98,14 +98,19 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
 
 @compiled_in_place
 def silu_row(y: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """silu(gate) · up, y [2I] → [I]."""
-    size = len(out)
+    """silu(gate) · up, y [2I] → [I]. The look-up is a loop of its own, so that the others are
+    vectorised; its indices wait where its results will be."""
+    size, places = len(out), out.view(np.uint32)
+    gate, up = y[:size], y[size:]  # numba asks whether an index that is a sum is negative
     for i in range(size):
-        step = y[i] * _GATE_STEPS
+        step = gate[i] * _GATE_STEPS
         step = step if step < _GATE_LIMIT else _GATE_LIMIT  # NaN, too
         step = step if step > -_GATE_LIMIT else -_GATE_LIMIT
-        place = np.uint32(np.int32(round_even(step) + _GATE_LIMIT))  # not negative
-        out[i] = table[place] * y[i] * y[size + i]
+        places[i] = np.uint32(np.int32(round_even(step) + _GATE_LIMIT))  # not negative
+    for i in range(size):
+        out[i] = table[places[i]]
+    for i in range(size):
+        out[i] = out[i] * gate[i] * up[i]
 
 
 @compiled

@@ -24,7 +24,7 @@ from llmzip.exact.rows import (
 )
 from llmzip.exact.team import Member, meet
 
-_BLOCK = 64  # rows that pass through a layer together, so that activations stay in the CPU cache,
+_BLOCK = 72  # rows that pass through a layer together, so that activations stay in the CPU cache,
 _HEAD_BLOCK = 12  # and through the head, which makes more of each
 
 
