@@ -22,7 +22,8 @@ class TablePredictor:
 
     fingerprint = b""
     context = Context(64, 32)
-    on_gpu, kernels = False, None
+    gains_by_streams = on_gpu = False
+    kernels = None
     uses_torch = True
 
     def __init__(self, logits: Tensor, first: Tensor) -> None:

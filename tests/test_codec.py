@@ -18,6 +18,7 @@ from table_predictor import TablePredictor
 import llmzip
 from llmzip import models
 from llmzip.archive import codecs, container
+from llmzip.archive.frame_writer import cut_of
 from llmzip.archive.header import write_header
 from llmzip.archive.options import Options
 from llmzip.archive.reader import ArchiveReader
@@ -138,6 +139,29 @@ def test_the_default_number_of_streams_follows_the_length(table_codec: FrameCode
     assert plan(10**8, Cut(most=16)) == 16
     assert plan(5, Cut(100)) == 5
     assert plan(10**6, Cut(3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("many", "repeats", "expected"),
+    [(False, False, [1, 1, 2, 16]), (True, False, [1, 2, 4, 32]), (True, True, [1, 1, 2, 4])],
+)
+def test_writers_take_more_streams_for_models_that_gain_by_them(
+    many: bool, repeats: bool, expected: list[int], table_codec: FrameCodec
+) -> None:
+    size = 200 if repeats else 500  # what zstd makes of 1,000 bytes
+    cut = cut_of(Options(), bytes(1000), size, many=many)
+    plan = table_codec.plan_streams
+    assert [plan(n, cut) for n in (3071, 6144, 12288, 10**6)] == expected
+    assert cut_of(Options(streams=5), bytes(1000), size, many=many) == Cut(5)
+
+
+def test_large_models_whose_attention_slides_gain_by_streams() -> None:
+    loaded = {
+        name: codecs.codec_for_writing(Options(model=name))[1].predictor for name in models.EMBEDDED
+    }
+    assert {name: predictor.gains_by_streams for name, predictor in loaded.items()} == {
+        "nano": False, "small": False, "base": True
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("repeats", "expected"), [(False, 5), (True, 4)])

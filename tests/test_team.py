@@ -13,7 +13,7 @@ from llmzip.archive.codecs import codec_cache
 from llmzip.exact import compiled_llama, matmul
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.team import ALONE, Member, Team, available, meet
-from llmzip.inference import compiled_predictor
+from llmzip.inference import base, compiled_predictor
 
 pytestmark = pytest.mark.skipif(
     not (matmul.available() and available()), reason="no instruction, or threads cannot wait"
@@ -49,7 +49,7 @@ def test_archives_are_decoded_by_teams(
 ) -> None:
     content = PROSE.encode() * 3
     archive = llmzip.compress(content, model="nano", streams=streams, prime=b"Mr. Bennet")
-    monkeypatch.setattr(compiled_predictor, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(base, "_CACHE_WEIGHTS", 0)
     monkeypatch.setattr(compiled_predictor, "cores", lambda: count)
     teams = []
 

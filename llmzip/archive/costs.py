@@ -24,7 +24,8 @@ def costs(
     Raises LlmzipError.
     """
     _, codec, _ = codec_for_writing(options)
-    return codec.costs(content, cut_of(options, content, quick_size(content)), progress)
+    cut = cut_of(options, content, quick_size(content), many=codec.predictor.gains_by_streams)
+    return codec.costs(content, cut, progress)
 
 
 def archive_costs(

@@ -17,8 +17,10 @@ from llmzip.coding.streams import STREAM_TOKENS, Cut
 from llmzip.errors import LlmzipError
 
 _MODEL_FIELDS = 12  # bytes that a model frame needs in addition to those of a stored one, about
-_FEW_STREAMS = 16  # by default: two threads step 8 each, which costs no more than more of them;
-_FEWEST_STREAMS = 4  # by default, of content
+# By default, two threads step 8 streams each, which costs no more than more of them; 16 each, and
+# shorter ones, if the model gains by streams.
+_FEW_STREAMS, _MANY_STREAMS, _TOKENS_OF_MANY = 16, 32, STREAM_TOKENS // 2
+_FEWEST_STREAMS = 4  # of content
 _REPETITIVE = 4.4  # times as long as zstd makes it
 _SKIP_RATIO = 400  # content that zstd makes this much smaller needs no model
 _LEAST_STORED = 0.7  # of what zstd needs, the least that a stored frame takes (texts: 0.80 to 0.99)
@@ -76,7 +78,7 @@ class FrameWriter:
             options = self._options
             coded = codec.encode(
                 content,
-                cut_of(options, content, size),
+                cut_of(options, content, size, many=codec.predictor.gains_by_streams),
                 self._progress,
                 short=short is not None and first and last and len(content) <= SMALL,
             )
@@ -98,7 +100,8 @@ class FrameWriter:
             tried = [i for i in range(count) if self._may_gain(contents[i], sizes[i])]
             if tried:
                 _, codec, _ = self._with_model()
-                cuts = [cut_of(self._options, contents[i], sizes[i]) for i in tried]
+                many = codec.predictor.gains_by_streams
+                cuts = [cut_of(self._options, contents[i], sizes[i], many=many) for i in tried]
                 found = codec.encode_together([contents[i] for i in tried], cuts, self._progress)
                 for i, frame in zip(tried, found, strict=True):
                     coded[i] = frame
@@ -142,14 +145,16 @@ class FrameWriter:
         return replace(coded, last=last)
 
 
-def cut_of(options: Options, content: bytes, size: int) -> Cut:
-    """Few streams lose less, most of all where a text repeats itself; a GPU needs many."""
+def cut_of(options: Options, content: bytes, size: int, *, many: bool) -> Cut:
+    """Few streams lose less, most of all where a text repeats itself; a GPU needs many. `size` is
+    that of zstd; if `many`, the model gains by streams."""
     if options.streams is not None or options.stream_tokens is not None:
         return Cut(options.streams, options.stream_tokens or STREAM_TOKENS)
     if options.device.startswith("cuda"):
         return Cut()
-    repetitive = size * _REPETITIVE < len(content)
-    return Cut(most=_FEWEST_STREAMS if repetitive else _FEW_STREAMS)
+    if size * _REPETITIVE < len(content):
+        return Cut(most=_FEWEST_STREAMS)
+    return Cut(None, _TOKENS_OF_MANY, _MANY_STREAMS) if many else Cut(most=_FEW_STREAMS)
 
 
 def _may_win(codec: FrameCodec, content: bytes, zstd_bits: float) -> bool:

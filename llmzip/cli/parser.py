@@ -284,8 +284,8 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
                         "as one batch: few for ratio, many for speed (default: by "
                         "length)")  # fmt: skip
     parser.add_argument("--stream-tokens", type=int, metavar="N", help="smallest length of "
-                        "a stream (default: 6144, and no more than 16 streams, or 4 of text "
-                        "that repeats itself)")  # fmt: skip
+                        "a stream (default: 6144, and no more than 16 streams; with "
+                        "base 3072 and 32; 4 streams of text that repeats itself)")  # fmt: skip
     parser.add_argument("--activations", choices=("a8", "a16"), help="precision of the "
                         "activations: a8 (the default), or a16, which is several times "
                         "slower")  # fmt: skip

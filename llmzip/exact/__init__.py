@@ -34,3 +34,9 @@ class ModelSpec:
     context: int  # context window in training, tokens
     sliding_windows: tuple[int | None, ...]  # per layer: keys that a token sees, itself included
     kv_size: int  # elements of a token's keys in one layer, and again of its values
+
+    @property
+    def weights(self) -> int:
+        """Of layers and head, about: 12 times the square of the hidden size in a layer."""
+        per_layer = 12 * self.hidden_size * self.hidden_size
+        return len(self.sliding_windows) * per_layer + self.vocabulary * self.hidden_size

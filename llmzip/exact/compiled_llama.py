@@ -154,11 +154,6 @@ class CompiledLlama:
         run(team, logit_rows, rows, self._hidden_block, self._head, self._head_scale, logits)
         return logits
 
-    @property
-    def weight_bytes(self) -> int:
-        """Of all layers and the head."""
-        return sum(weight.nbytes for weight in (*self._weights, self._head))
-
 
 def reads(architecture: Architecture, arrays: Mapping[str, np.ndarray], rotated: bool) -> bool:
     """Whether a model can be compiled here: int8 weights without biases, in shapes that the

@@ -118,7 +118,8 @@ def _stages_of_rows(lanes: int) -> Any:
                 b = a + distance
                 x[a], x[b] = builder.fadd(x[a], x[b]), builder.fsub(x[a], x[b])
         # whole registers are stored beside the row: what one has too much, the next overwrites
-        room = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), (_LANES + 1) * lanes))
+        array = ir.ArrayType(ir.FloatType(), (_LANES + 1) * lanes)
+        room = cgutils.alloca_once(builder, array)  # type: ignore[no-untyped-call]
         kept = builder.ptrtoint(room, number)
         for r in range(_LANES):
             builder.store(x[r], row(kept, r), align=4)

@@ -33,6 +33,7 @@ LOGIT_ROWS = 64  # tokens whose logits are held at a time
 PARALLEL_ROWS = 4  # rows from which threads pay if a step is a single call
 MOST_STREAMS = 4096  # of joined frames: more rows make a decode step no more efficient
 _MAX_WINDOW = 2048  # of full attention: more costs more than it gains (docs/exactness.md)
+_CACHE_WEIGHTS = 16 << 20  # of a byte each, that caches hold
 _SLIDING_RESTART = 32768  # window of models whose layers all slide, unless another is wanted
 
 
@@ -69,6 +70,7 @@ class Predictor(Protocol):
     vocabulary: int  # V
     context: Context
     fingerprint: bytes  # of the code of a converted model (`exact.convert.verify`); else empty
+    gains_by_streams: bool  # whether more of them than usual pay, see the function
     on_gpu: bool  # then frames are coded together, as batches, if there are several
     uses_torch: bool  # whose threads are a setting of the process
     kernels: torch.device | None  # where Triton's kernels take the logits; None: nowhere
@@ -94,6 +96,18 @@ class Predictor(Protocol):
 
     def most_streams(self, steps: int) -> int:
         """How many streams of `steps` tokens fit into memory, about, when frames are joined."""
+
+
+def exceeds_cache(spec: ModelSpec) -> bool:
+    """Whether the weights of a model are read from memory in each step."""
+    return spec.weights > _CACHE_WEIGHTS
+
+
+def gains_by_streams(spec: ModelSpec) -> bool:
+    """Whether more streams make decoding faster, as they share what a step reads, and cost little,
+    as attention that slides has soon seen enough again. It depends on the model's sizes alone:
+    archives must not depend on who writes them."""
+    return exceeds_cache(spec) and None not in spec.sliding_windows
 
 
 def run_memory(spec: ModelSpec, key_bytes: int, context: Context, streams: int, steps: int) -> int:

@@ -18,6 +18,8 @@ from llmzip.inference.base import (
     PARALLEL_ROWS,
     Context,
     cores,
+    exceeds_cache,
+    gains_by_streams,
     run_memory,
 )
 from llmzip.inference.windowed_run import WindowedRun
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 
-_CACHE_BYTES = 16 << 20  # weights beyond this are read from memory in each step
 _OWN_STREAMS = 5  # for each thread, from which it has them to itself
 _LARGEST_TEAM = 16  # threads; more would wait for each other most of the time
 
@@ -42,7 +43,7 @@ class CompiledPredictor:
         """`bos` begins every context."""
         self.model, self.bos, self.context = model, bos, context
         self.vocabulary = model.spec.vocabulary
-        self._exceeds_cache = model.weight_bytes > _CACHE_BYTES
+        self.gains_by_streams = gains_by_streams(model.spec)
         self._after_prefix: tuple[np.ndarray, Cache, np.ndarray] | None = None
 
     def run(
@@ -58,7 +59,7 @@ class CompiledPredictor:
         with its own, and its mixing then delays no other's steps."""
         count = min(cores(), most, _LARGEST_TEAM)
         few = streams < _OWN_STREAMS * count
-        if count > 1 and few and self._exceeds_cache and available():
+        if count > 1 and few and exceeds_cache(self.model.spec) and available():
             return Team(count)
         return nullcontext()
 

@@ -21,6 +21,7 @@ from llmzip.inference.base import (
     Context,
     Ids,
     cores,
+    gains_by_streams,
     repeated,
     require_memory,
     run_memory,
@@ -56,8 +57,8 @@ class ExactPredictor:
     ) -> None:
         """`fingerprint` tells apart versions of a converted model's code."""
         self.model, self.bos, self.context = model, bos, context
-        self.vocabulary = model.spec.vocabulary
-        self.fingerprint = fingerprint
+        self.vocabulary, self.fingerprint = model.spec.vocabulary, fingerprint
+        self.gains_by_streams = gains_by_streams(model.spec)
         self.on_gpu = model.device.type == "cuda"
         # whether decode steps are replayed as a CUDA graph
         self.replays = self.on_gpu

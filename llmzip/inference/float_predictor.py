@@ -72,6 +72,7 @@ class FloatPredictor:
     """A model of transformers, on a GPU in the precision of its files, else in float32."""
 
     fingerprint = b""
+    gains_by_streams = False  # each stream is a batch of its own
     on_gpu = False  # streams stay apart, as their number is part of the shapes
     uses_torch = True
     kernels: torch.device | None = None
