@@ -22,6 +22,8 @@ KEY_TYPE = np.uint8
 _LANES, _GROUP, _MULTIPLE = INSTRUCTION.lanes, INSTRUCTION.group, INSTRUCTION.multiple
 _MANY = 6 if INSTRUCTION is VPDPBUSD_256 else 8  # rows whose sums fit into 16 or 32 registers
 _MOST = 12 if INSTRUCTION is VPDPBUSD_512 else _MANY  # 14 % more than 8 where weights come from L2
+_WIDE = 4 if INSTRUCTION is VPDPBUSD_512 else 0  # blocks of few rows: a sum takes some cycles, in
+# which others begin
 _OFFSET = INSTRUCTION.offset
 
 
@@ -48,8 +50,17 @@ def multiply_into(
             for k in range(stride):
                 sum = np.int32(sum + np.int32(q[r, k]))
         buffer[r] = np.int32(-_OFFSET * sum)
-    pitch, size = total.shape[1] * 4, groups * step
-    for n in range(0, blocks * _LANES, _MULTIPLE):
+    pitch, size, done = total.shape[1] * 4, groups * step, 0
+    if _WIDE and (rows == 3 or rows == 4):  # queries of a key head, and few streams
+        done = blocks // _WIDE * _WIDE
+        for n in range(0, done * _LANES, _WIDE * _LANES):
+            w = address(weight) + n // _LANES * size
+            x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
+            if rows == 3:
+                _three_wide(x, stride, w, step, size, groups, start, y, pitch)
+            else:
+                _four_wide(x, stride, w, step, size, groups, start, y, pitch)
+    for n in range(done * _LANES, blocks * _LANES, _MULTIPLE):
         w = address(weight) + n // _LANES * size
         x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
         left = rows
@@ -160,6 +171,7 @@ _ZEROS = np.zeros(8, dtype=np.int32)
 _one, _two, _three, _four, _five, _six, _seven, _many, _most = (
     tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
 )
+_three_wide, _four_wide = (tile(INSTRUCTION, rows, _WIDE or 2, ahead=True) for rows in (3, 4))
 _two_p, _four_p, _six_p, _many_p = (
     tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)
 )

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_BLOCK = 64  # blocks of 512 gain nothing measurable (docs/exactness.md)
 _LANES = 16  # neighbours whose stages are done in registers, and rows likewise
-_SHORT = 8  # numbers of such a row that fit into a register of AVX2, longer ones into two
-_LONGEST = _LANES if supports("avx512f") else _SHORT if supports("avx2") else 0
+_SHORT = 8 if supports("avx2") else 0  # numbers of such a row, at most
 
 
 def block_size(size: int) -> int:
@@ -90,10 +89,11 @@ def _typed_first_stages(typing: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-def _stages_of_rows(lanes: int) -> Any:
-    """An intrinsic: the first four stages of 16 rows of `width` ≤ `lanes` float32, one after the
-    other at an address. A row is a register, of which some lanes count: LLVM's loops over so short
-    rows take longer than their sums."""
+def _typed_stages_of_rows(typing: Any, address: Any, width: Any) -> Any:
+    """The first four stages of 16 rows of `width` ≤ 8 float32, one after the other at an address. A
+    row is a register, of which some lanes count: LLVM's loops over so short rows take longer than
+    their sums. For longer rows, as those of `base`, it would be compiled for seconds more."""
+    lanes = _SHORT
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, width = arguments
@@ -132,14 +132,11 @@ def _stages_of_rows(lanes: int) -> Any:
             builder.store(builder.load(source, align=4), target, align=4)
         return context.get_dummy_value()
 
-    def typed(typing: Any, address: Any, width: Any) -> Any:
-        return types.void(types.int64, types.int64), generate
-
-    return intrinsic(typed)
+    return types.void(types.int64, types.int64), generate
 
 
 _first_stages: Any = intrinsic(_typed_first_stages)
-_stages_of_short_rows, _stages_of_longer_rows = _stages_of_rows(_SHORT), _stages_of_rows(_LANES)
+_stages_of_rows: Any = intrinsic(_typed_stages_of_rows)
 
 
 @compiled_in_place
@@ -152,12 +149,9 @@ def transform_row(x: np.ndarray, block: int) -> None:
         for start in range(0, size, _LANES):
             _first_stages(address(x) + 4 * start)
         distance = _LANES
-    elif distance <= _LONGEST and block >= _LANES:
+    elif distance <= _SHORT and block >= _LANES:
         for start in range(0, size, _LANES * distance):
-            if distance <= _SHORT:
-                _stages_of_short_rows(address(x) + 4 * start, distance)
-            else:
-                _stages_of_longer_rows(address(x) + 4 * start, distance)
+            _stages_of_rows(address(x) + 4 * start, distance)
         distance *= _LANES
     while 2 * distance < size:
         for start in range(0, size, 4 * distance):

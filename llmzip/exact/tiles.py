@@ -82,14 +82,19 @@ def supports(feature: str) -> bool:
 
 
 def tile(
-    instruction: Instruction, rows: int, *, signed: bool = True, ahead: bool = False
+    instruction: Instruction,
+    rows: int,
+    blocks: int = PAIR,
+    *,
+    signed: bool = True,
+    ahead: bool = False,
 ) -> Callable[..., Any]:
-    """An intrinsic that multiplies `rows` rows by one pair of blocks, with sums in registers.
+    """An intrinsic that multiplies `rows` rows by some blocks, with sums in registers.
 
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
     int32; output, its stride. Of bytes, x is signed, and weights have the instruction's offset; if
-    not `signed`, x is unsigned, and weights are signed. If `ahead`, the weights of the next pair
+    not `signed`, x is unsigned, and weights are signed. If `ahead`, those of the next blocks
     are fetched into the second cache meanwhile: the processor does not do so by itself across the
     pages of the memory, in which blocks are as long, and the first cache is too small for a pair.
     """
@@ -134,29 +139,29 @@ def tile(
         i.add_incoming(number(0), before)
         sums = []
         for r in range(rows):
-            for _ in range(PAIR):
+            for _ in range(blocks):
                 phi = builder.phi(vector)
                 phi.add_incoming(initial[r], before)
                 sums.append(phi)
-        extra = [builder.phi(vector) for _ in range(PAIR if shifted else 0)]
+        extra = [builder.phi(vector) for _ in range(blocks if shifted else 0)]
         for phi in extra:
             phi.add_incoming(ir.Constant(vector, [0] * instruction.lanes), before)
         at = builder.add(weights, builder.mul(i, step))
-        w = [load_weights(plus(at, size, b)) for b in range(PAIR)]
+        w = [load_weights(plus(at, size, b)) for b in range(blocks)]
         if ahead:
             per_line = max(1, _LINE // instruction.block_bytes)
             begins = builder.and_(i, number(per_line - 1))
             with builder.if_then(builder.icmp_signed("==", begins, number(0))):
-                for b in range(PAIR):
-                    emit_prefetch(builder, plus(at, size, PAIR + b), level=2)
+                for b in range(blocks):
+                    emit_prefetch(builder, plus(at, size, blocks + b), level=2)
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
             group = load(plus(at, stride, r), lane)
             inputs = broadcast(builder.xor(group, flip) if shifted else group)
-            for b in range(PAIR):
+            for b in range(blocks):
                 factors = (w[b], inputs) if signed else (inputs, w[b])  # the second is signed
-                updated.append(multiply_add(sums[r * PAIR + b], *factors))
+                updated.append(multiply_add(sums[r * blocks + b], *factors))
         sums += extra
         updated += [multiply_add(extra[b], w[b], half) for b in range(len(extra))]
         next_i = builder.add(i, number(1))
@@ -166,12 +171,12 @@ def tile(
         builder.cbranch(builder.icmp_signed("<", next_i, groups), loop, after)
         builder.position_at_end(after)
         for r in range(rows):
-            for b in range(PAIR):
+            for b in range(blocks):
                 address = plus(plus(out, pitch, r), number(4 * instruction.lanes), b)
                 pointer = builder.inttoptr(address, vector.as_pointer())
-                result = updated[r * PAIR + b]
+                result = updated[r * blocks + b]
                 if shifted:  # twice 64
-                    rest = updated[rows * PAIR + b]
+                    rest = updated[rows * blocks + b]
                     result = builder.add(result, builder.add(rest, rest))
                 builder.store(result, pointer, align=1)
         return context.get_dummy_value()
