@@ -92,7 +92,7 @@ def _typed_first_stages(typing: Any, address: Any) -> Any:
 def _typed_stages_of_rows(typing: Any, address: Any, width: Any) -> Any:
     """The first four stages of 16 rows of `width` ≤ 8 float32, one after the other at an address. A
     row is a register, of which some lanes count: LLVM's loops over so short rows take longer than
-    their sums. For longer rows, as those of `base`, it would be compiled for seconds more."""
+    their sums. Longer rows, as those of `base`, would take as much code again, to be compiled."""
     lanes = _SHORT
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
