@@ -21,9 +21,9 @@ INSTRUCTION = (
 KEY_TYPE = np.uint8
 _LANES, _GROUP, _MULTIPLE = INSTRUCTION.lanes, INSTRUCTION.group, INSTRUCTION.multiple
 _MANY = 6 if INSTRUCTION is VPDPBUSD_256 else 8  # rows whose sums fit into 16 or 32 registers
-_MOST = 12 if INSTRUCTION is VPDPBUSD_512 else _MANY  # 14 % more than 8 where weights come from L2
-_WIDE = 4 if INSTRUCTION is VPDPBUSD_512 else 0  # blocks of few rows: a sum takes some cycles, in
-# which others begin
+# The widest registers take more rows, so that weights come from the second cache less often, and
+# more blocks of few rows, as a sum takes some cycles, in which others begin.
+_MOST, _WIDE = (12, 4) if INSTRUCTION is VPDPBUSD_512 else (_MANY, 0)
 _OFFSET = INSTRUCTION.offset
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _MAX_BLOCK = 64  # blocks of 512 gain nothing measurable (docs/exactness.md)
 _LANES = 16  # neighbours whose stages are done in registers, and rows likewise
-_SHORT = 8 if supports("avx2") else 0  # numbers of such a row, at most
+_SHORT = 8  # numbers of such a row, at most
+_LONGEST = _SHORT if supports("avx2") else 0  # that pays; others lack loads of some lanes alone
 
 
 def block_size(size: int) -> int:
@@ -149,7 +150,7 @@ def transform_row(x: np.ndarray, block: int) -> None:
         for start in range(0, size, _LANES):
             _first_stages(address(x) + 4 * start)
         distance = _LANES
-    elif distance <= _SHORT and block >= _LANES:
+    elif distance <= _LONGEST and block >= _LANES:
         for start in range(0, size, _LANES * distance):
             _stages_of_rows(address(x) + 4 * start, distance)
         distance *= _LANES
