@@ -70,17 +70,21 @@ def emit_prefetch(builder: Any, address: Any, level: int = 1) -> None:
     builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
 
 
-def _typed_prefetch(typing: Any, address: Any) -> Any:
-    """Fetch the line at an address into the first cache; one that does not exist does no harm."""
+def _typed_prefetch(level: int) -> Any:
+    """Fetch the line at an address into a cache; one that does not exist does no harm."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit_prefetch(builder, arguments[0])
-        return context.get_dummy_value()
+    def typed(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            emit_prefetch(builder, arguments[0], level)
+            return context.get_dummy_value()
 
-    return types.void(types.int64), generate
+        return types.void(types.int64), generate
+
+    return intrinsic(typed)
 
 
-prefetch: Any = intrinsic(_typed_prefetch)
+prefetch: Any = _typed_prefetch(1)
+prefetch_far: Any = _typed_prefetch(2)
 
 
 def _compiled(function: Function, **options: Any) -> Function:

@@ -8,6 +8,7 @@ import torch
 
 from llmzip.compiled import compiled
 from llmzip.exact import ops, tables
+from llmzip.exact.ahead import nothing
 from llmzip.exact.attention_rows import softmax
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
 from llmzip.exact.rows import absmax, maximum
@@ -18,7 +19,7 @@ FLOATS = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, np.inf, -np
 def _softmax(scores: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, one = len(scores), np.float32(1)
     weights, p = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
-    softmax(scores, np.ones(n, np.float32), scales, one, scales.max(), weights, p)
+    softmax(scores, np.ones(n, np.float32), scales, one, scales.max(), weights, p, nothing())
     return weights, p
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmzip.exact import byte_products, matmul, word_products
+from llmzip.exact.ahead import nothing
 
 # odd numbers of rows and blocks, one group of inputs, inputs of the largest models
 SHAPES = [(1, 4, 32), (2, 36, 64), (3, 8, 32), (4, 12, 96), (5, 100, 32), (6, 20, 64), (7, 512, 96),
@@ -34,7 +35,7 @@ def test_sums_are_exact(products: Any, rows: int, inner: int, outer: int, values
     q = chance.choice(np.array(inputs[values], dtype=np.int8), (rows, inner))
     expected = q.astype(np.int64) @ weight.T.astype(np.int64)
     buffer, total = np.empty(rows * inner // 2, np.int32), np.empty(expected.shape, np.int32)
-    products.multiply_into(q, products.pack(weight), buffer, total, 0)
+    products.multiply_into(q, products.pack(weight), buffer, total, 0, nothing())
     assert np.array_equal(total, expected)
 
 
@@ -93,7 +94,7 @@ def test_values_are_mixed_exactly(
     expected = p.astype(np.int64) @ values[visible].astype(np.int64)
     buffer = np.full(heads * capacity // 2, -1, np.int32)
     total = np.empty((2 * heads, 64), np.int32)
-    products.sum_into(p, skipped, packed, buffer, total)
+    products.sum_into(p, skipped, packed, buffer, total, nothing())
     assert np.array_equal(total[:heads], expected)
 
 

@@ -12,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from llmzip.compiled import (
+    address,
     compiled,
     compiled_for_integers,
     compiled_in_place,
     inlined_in_place,
+    prefetch_far,
 )
 from llmzip.exact import hadamard, matmul, tables
+from llmzip.exact.ahead import LINE, fetch, fetch_rest, nothing, plan_ahead
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
 from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, round_even, scale
 
@@ -26,7 +29,8 @@ _ONE = np.float32(1)
 _P = np.float32(65536)
 _P_UNIT = np.float32(1 / 65536)
 _CUTOFF = np.float32(tables.EXP2_CUTOFF)
-_SUMMED = 1 << 14  # weights whose sum fits into 32 bits
+_PART = 128  # keys of a loop after which more is fetched; the sum of their weights is below 2^31
+_SHARE = 21  # of what belongs to so many keys; tiles fetch more than half of it
 _STEP_MASK = np.int32((1 << 15) - 1)  # of the bits of a number of steps to which ROUNDER is added
 _FROM_BITS = np.int32(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
 _C0, _C1, _C2, _C3, _C4, _C5 = (np.float32(c) for c in tables.EXP2_POLYNOMIAL)
@@ -44,6 +48,7 @@ class _Scratch(NamedTuple):
     weights: np.ndarray  # int32 [n]
     buffer: np.ndarray  # int32, for `matmul`
     sums: np.ndarray  # int32 [2h, D]
+    plan: np.ndarray  # int64 [4]; see `ahead`
 
 
 @compiled
@@ -85,6 +90,7 @@ def attention_rows(
         np.empty(n, dtype=np.int32),
         np.empty(shared * (max(n, head_dim) + 1) // 2, dtype=np.int32),
         np.empty((2 * shared, head_dim), dtype=np.int32),
+        nothing(),
     )
     for r in range(len(total)):
         s, t = (first + r) // count, (first + r) % count
@@ -94,7 +100,8 @@ def attention_rows(
         rows = y.reshape(-1, head_dim)
         if keys.ndim == 5:  # known when this is compiled
             _attention_row_by_matmul(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
-                                     start, at, score_scale, key_block, scratch, out)  # fmt: skip
+                                     start, at, score_scale, key_block, t == 0, scratch,
+                                     out)  # fmt: skip
         else:
             _attention_row_by_loops(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
                                     start, at, score_scale, key_block, scratch, out)  # fmt: skip
@@ -157,28 +164,39 @@ def softmax(
     bound: np.float32,
     weights: np.ndarray,
     p: np.ndarray,
+    plan: np.ndarray,
 ) -> None:
     """Integer scores [n] → weights int32 [n], as in `tables.attention_weights` → integers p float32
-    [n]. `scores` may be `p`. Loops are simple, to be vectorised."""
-    n, top = len(scores), np.int32(-(2**31))
-    for j in range(n):
-        score = np.float32(scores[j]) * steps[j]
-        p[j] = score
-        top = max(top, np.int32(ordered(bits_of(score))))
-    best, total = float_of(np.int32(ordered(top))), np.int64(0)
-    for first in range(0, n, _SUMMED):
-        some, found = p[first : first + _SUMMED], weights[first : first + _SUMMED]
-        part = np.int32(0)
+    [n]. `scores` may be `p`. Loops are simple, to be vectorised, and short, to fetch what is
+    planned in between."""
+    n, top, total = len(scores), np.int32(-(2**31)), np.int64(0)
+    for first in range(0, n, _PART):
+        fetch(plan)
+        last = first + _PART
+        some, integers, units = p[first:last], scores[first:last], steps[first:last]
         for j in range(len(some)):  # from 0, else numba asks whether each index is negative
+            score = np.float32(integers[j]) * units[j]
+            some[j] = score
+            top = max(top, np.int32(ordered(bits_of(score))))
+    best = float_of(np.int32(ordered(top)))
+    for first in range(0, n, _PART):
+        fetch(plan)
+        some, found = p[first : first + _PART], weights[first : first + _PART]
+        sum = np.int32(0)
+        for j in range(len(some)):
             step = (best - some[j]) * q_scale
             bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too
             weight = _exp2_weight(np.int32(bits & _STEP_MASK))
             found[j] = weight
-            part = np.int32(part + weight)
-        total += part
+            sum = np.int32(sum + weight)
+        total += sum
     factor = (_ONE / (np.float32(total) * bound)) * _P
-    for j in range(n):
-        p[j] = round_even(np.float32(weights[j]) * scales[j] * factor)
+    for first in range(0, n, _PART):
+        fetch(plan)
+        last = first + _PART
+        some, found, units = p[first:last], weights[first:last], scales[first:last]
+        for j in range(len(some)):
+            some[j] = round_even(np.float32(found[j]) * units[j] * factor)
 
 
 @inlined_in_place
@@ -242,12 +260,32 @@ def _attention_row_by_loops(
         _scores(queries, keys[g], start, scores)
         for h in range(shared):
             softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
-                    q_scales[h], bound, weights, scores[h])  # fmt: skip
+                    q_scales[h], bound, weights, scores[h], scratch.plan)  # fmt: skip
         part = out[g * shared : (g + 1) * shared]
         _weighted_sum(scores, values[g], start, part)
         for h in range(shared):
             for d in range(head_dim):
                 part[h, d] *= bound * _P_UNIT
+
+
+@inlined_in_place
+def _plan_next(
+    keys: np.ndarray,
+    values: np.ndarray,
+    steps: np.ndarray,
+    scales: np.ndarray,
+    first: int,
+    width: int,
+    plan: np.ndarray,
+) -> None:
+    """Plan to fetch `width` keys and values of the next head from place `first` on, which lie
+    behind this head's; after the last, they are the next stream's."""
+    head_dim = values.shape[1]
+    begin, apart = address(keys) + keys.size + first * head_dim, address(values) - address(keys)
+    plan_ahead(plan, begin, width * head_dim, apart, head_dim * _PART // _SHARE // LINE)
+    for i in range(len(steps) + first, len(steps) + first + width, LINE // 4):
+        prefetch_far(address(steps) + 4 * i)
+        prefetch_far(address(scales) + 4 * i)
 
 
 @compiled_in_place
@@ -263,11 +301,14 @@ def _attention_row_by_matmul(
     at: int,
     score_scale: np.float32,
     key_block: int,
+    is_first: bool,
     scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
-    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]."""
+    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]. Meanwhile the
+    first token of a stream fetches what the next key head reads."""
     q, queries, q_scales, sums = scratch.q, scratch.queries, scratch.q_scales, scratch.sums
+    plan = scratch.plan
     groups, (shared, head_dim) = len(keys), queries.shape
     heads = groups * shared
     n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
@@ -282,16 +323,20 @@ def _attention_row_by_matmul(
         scales[g, at] = quantise(y[heads + groups + g], q)
         for d in range(head_dim):
             values[g, at // _GROUP, d, at % _GROUP] = q[d]
+        if is_first:
+            _plan_next(keys[g], values[g], steps[g], scales[g], first, width, plan)
         bound = maximum(scales[g, start : at + 1])
         for h in range(shared):
             q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
+            fetch(plan)
         near = keys[g, first // _LANES : (first + width) // _LANES]
-        matmul.multiply_into(queries, near, scratch.buffer, scores, 0)
+        matmul.multiply_into(queries, near, scratch.buffer, scores, 0, plan)
         for h in range(shared):
             softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
-                    scales[g, start : at + 1], q_scales[h], bound, weights, p[h])  # fmt: skip
+                    scales[g, start : at + 1], q_scales[h], bound, weights, p[h], plan)  # fmt: skip
         near_values = values[g, first // _GROUP : (first + width) // _GROUP]
-        matmul.sum_into(p, skipped, near_values, scratch.buffer, sums)
+        matmul.sum_into(p, skipped, near_values, scratch.buffer, sums, plan)
+        fetch_rest(plan)
         for h in range(shared):
             for d in range(head_dim):
                 out[g * shared + h, d] = np.float32(sums[h, d]) * (bound * _P_UNIT)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import address, compiled_in_place, inlined_in_place
-from llmzip.exact.tiles import SDOT, VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
+from llmzip.exact.ahead import fetch, take
+from llmzip.exact.tiles import PAIR, SDOT, VPDPBUSD_256, VPDPBUSD_512, interleave, supports, tile
 
 INSTRUCTION = (
     VPDPBUSD_512 if supports("avx512vnni") else SDOT if supports("dotprod") else VPDPBUSD_256
@@ -39,7 +40,12 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 @compiled_in_place
 def multiply_into(
-    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray, first: int
+    q: np.ndarray,
+    weight: np.ndarray,
+    buffer: np.ndarray,
+    total: np.ndarray,
+    first: int,
+    plan: np.ndarray,
 ) -> None:
     """int8 [R, K] · packed weights [N / L, K / 4, 4 · L] → N columns of total int32, from `first`
     on."""
@@ -56,36 +62,42 @@ def multiply_into(
         for n in range(0, done * _LANES, _WIDE * _LANES):
             w = address(weight) + n // _LANES * size
             x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
+            far, apart = take(plan, size, w + _WIDE * size, size)
             if rows == 3:
-                _three_wide(x, stride, w, step, size, groups, start, y, pitch)
+                _three_wide(x, stride, w, step, size, groups, start, y, pitch, far, apart)
             else:
-                _four_wide(x, stride, w, step, size, groups, start, y, pitch)
+                _four_wide(x, stride, w, step, size, groups, start, y, pitch, far, apart)
+    # of the next two blocks, the first tile fetches one, and others the other
+    halves = rows > _MANY and rows != _MOST and plan[1] == 0
     for n in range(done * _LANES, blocks * _LANES, _MULTIPLE):
         w = address(weight) + n // _LANES * size
         x, start, y = address(q), address(buffer), address(total) + 4 * (first + n)
-        left = rows
+        far, apart = take(plan, size, w + PAIR * size, size)
+        second, left = far, rows
+        if halves:
+            second, apart = far + size, 0
         while _MOST > _MANY and (left == _MOST or left > 2 * _MANY):  # 16 are better two of 8
-            _most(x, stride, w, step, size, groups, start, y, pitch)
+            _most(x, stride, w, step, size, groups, start, y, pitch, far, apart)
             x, start, y = x + _MOST * stride, start + 4 * _MOST, y + _MOST * pitch
-            left -= _MOST
+            left, far = left - _MOST, second
         while left >= _MANY:
-            _many(x, stride, w, step, size, groups, start, y, pitch)
+            _many(x, stride, w, step, size, groups, start, y, pitch, far, apart)
             x, start, y = x + _MANY * stride, start + 4 * _MANY, y + _MANY * pitch
-            left -= _MANY
+            left, far = left - _MANY, second
         if left == 7 and _MANY > 7:
-            _seven(x, stride, w, step, size, groups, start, y, pitch)
+            _seven(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 6 and _MANY > 6:
-            _six(x, stride, w, step, size, groups, start, y, pitch)
+            _six(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 5:
-            _five(x, stride, w, step, size, groups, start, y, pitch)
+            _five(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 4:
-            _four(x, stride, w, step, size, groups, start, y, pitch)
+            _four(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 3:
-            _three(x, stride, w, step, size, groups, start, y, pitch)
+            _three(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 2:
-            _two(x, stride, w, step, size, groups, start, y, pitch)
+            _two(x, stride, w, step, size, groups, start, y, pitch, far, apart)
         elif left == 1:
-            _one(x, stride, w, step, size, groups, start, y, pitch)
+            _one(x, stride, w, step, size, groups, start, y, pitch, far, apart)
 
 
 @compiled_in_place
@@ -98,7 +110,12 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
 
 @compiled_in_place
 def sum_into(
-    p: np.ndarray, skipped: int, values: np.ndarray, buffer: np.ndarray, total: np.ndarray
+    p: np.ndarray,
+    skipped: int,
+    values: np.ndarray,
+    buffer: np.ndarray,
+    total: np.ndarray,
+    plan: np.ndarray,
 ) -> None:
     """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 4, D, 4], without
     those `skipped` → the first half of total int32 [2R, D]. As weights are not bytes, the sums of
@@ -110,10 +127,11 @@ def sum_into(
         low = limbs[(2 * r + 1) * width : (2 * r + 2) * width]
         for j in range(skipped):
             high[j], low[j] = 0, 0
+        fetch(plan)
         over |= _split_bytes(p[r], high[skipped : skipped + n], low[skipped : skipped + n])
         for j in range(skipped + n, width):
             high[j], low[j] = 0, 0
-    _sum_bytes(address(limbs), width, values, total)
+    _sum_bytes(address(limbs), width, values, total, plan)
     for r in range(rows):
         for d in range(dim):
             total[r, d] = np.int32(256) * total[2 * r, d] + total[2 * r + 1, d]
@@ -146,32 +164,44 @@ def _add_ones(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray
 
 
 @compiled_in_place
-def _sum_bytes(x: int, stride: int, values: np.ndarray, total: np.ndarray) -> None:
+def _sum_bytes(
+    x: int, stride: int, values: np.ndarray, total: np.ndarray, plan: np.ndarray
+) -> None:
     """Rows of bytes at an address · int8 values [n / 4, D, 4] → total int32 [R, D], R even."""
     rows, (groups, dim, _) = len(total), values.shape
     start, pitch, step, size = address(_ZEROS), dim * 4, dim * _GROUP, _LANES * _GROUP
-    first = x
-    for d in range(0, dim, _MULTIPLE):
+    first, done = x, 0
+    if _WIDE and rows == 6:  # of three heads
+        done = dim // (_WIDE * _LANES) * (_WIDE * _LANES)
+        for d in range(0, done, _WIDE * _LANES):
+            v, y = address(values) + d * _GROUP, address(total) + d * 4
+            far, apart = take(plan, groups * size, v, 0)
+            _six_wide_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
+    for d in range(done, dim, _MULTIPLE):
         v = address(values) + d * _GROUP
         x, y, left = first, address(total) + d * 4, rows
+        far, apart = take(plan, groups * size, v, 0)
         while left >= 8 and _MANY >= 8:
-            _many_p(x, stride, v, step, size, groups, start, y, pitch)
+            _many_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + 8 * stride, y + 8 * pitch, left - 8
         while left >= 6:
-            _six_p(x, stride, v, step, size, groups, start, y, pitch)
+            _six_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + 6 * stride, y + 6 * pitch, left - 6
         if left >= 4:
-            _four_p(x, stride, v, step, size, groups, start, y, pitch)
+            _four_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + 4 * stride, y + 4 * pitch, left - 4
         if left >= 2:  # there are two for each head
-            _two_p(x, stride, v, step, size, groups, start, y, pitch)
+            _two_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
 
 
 _ZEROS = np.zeros(8, dtype=np.int32)
 _one, _two, _three, _four, _five, _six, _seven, _many, _most = (
-    tile(INSTRUCTION, rows, ahead=True) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
+    tile(INSTRUCTION, rows, parts=PAIR) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
 )
-_three_wide, _four_wide = (tile(INSTRUCTION, rows, _WIDE or 2, ahead=True) for rows in (3, 4))
+_three_wide, _four_wide = (
+    tile(INSTRUCTION, rows, _WIDE or PAIR, parts=2 if rows == 3 else 4) for rows in (3, 4)
+)
 _two_p, _four_p, _six_p, _many_p = (
-    tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)
+    tile(INSTRUCTION, rows, signed=False, parts=2) for rows in (2, 4, 6, _MANY)
 )
+_six_wide_p = tile(INSTRUCTION, 6, _WIDE or PAIR, signed=False, parts=2)

@@ -6,6 +6,7 @@ Chosen once, when it is imported; numba caches compiled code by processor.
 
 Those whose names end with `into` allocate nothing, and so count no references. They overwrite
 a buffer, int32 [≥ R · K / 2] for `multiply_into`, and [≥ R · n / 2] for the n values of `sum_into`.
+Meanwhile they fetch what is planned (`ahead`); if nothing is, `multiply_into` fetches weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from llmzip.compiled import compiled, compiled_in_place
 from llmzip.exact import byte_products, word_products
+from llmzip.exact.ahead import nothing
 
 if byte_products.available():
     from llmzip.exact.byte_products import (
@@ -71,4 +73,4 @@ def multiply_share(
     rows, inputs = q.shape
     buffer = np.empty(rows * (inputs + 1) // 2, dtype=np.int32)
     first, last = share_of(len(weight) * LANES, number, count)
-    multiply_into(q, weight[first // LANES : last // LANES], buffer, total, first)
+    multiply_into(q, weight[first // LANES : last // LANES], buffer, total, first, nothing())

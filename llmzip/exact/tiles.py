@@ -22,9 +22,9 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from llmzip.compiled import emit_prefetch
+from llmzip.exact.ahead import LINE
 
 PAIR = 2  # blocks that are worked on together, each as wide as a register of 32-bit sums
-_LINE = 64  # bytes of a line of the cache
 _BYTES_128, _BYTES_64 = 0x80808080, 0x40404040  # these numbers in each byte of a lane
 
 
@@ -87,20 +87,21 @@ def tile(
     blocks: int = PAIR,
     *,
     signed: bool = True,
-    ahead: bool = False,
+    parts: int = 0,
 ) -> Callable[..., Any]:
     """An intrinsic that multiplies `rows` rows by some blocks, with sums in registers.
 
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
-    int32; output, its stride. Of bytes, x is signed, and weights have the instruction's offset; if
-    not `signed`, x is unsigned, and weights are signed. If `ahead`, those of the next blocks
-    are fetched into the second cache meanwhile: the processor does not do so by itself across the
-    pages of the memory, in which blocks are as long, and the first cache is too small for a pair.
+    int32; output, its stride; the address of what is read next, and the distance between its parts,
+    of each of which as many bytes as of a block are fetched into the second cache meanwhile. (The
+    processor does not do so by itself across the pages of the memory, in which blocks are as long,
+    and the first cache is too small for a pair.) Of bytes, x is signed, and weights have the
+    instruction's offset; if not `signed`, x is unsigned, and weights are signed.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, stride, weights, step, size, groups, starts, out, pitch = arguments
+        x, stride, weights, step, size, groups, starts, out, pitch, far, apart = arguments
         lane, number = ir.IntType(32), ir.IntType(64)
         vector = ir.VectorType(lane, instruction.lanes)
         multiply_add = _multiply_add(builder, instruction, vector)
@@ -148,12 +149,13 @@ def tile(
             phi.add_incoming(ir.Constant(vector, [0] * instruction.lanes), before)
         at = builder.add(weights, builder.mul(i, step))
         w = [load_weights(plus(at, size, b)) for b in range(blocks)]
-        if ahead:
-            per_line = max(1, _LINE // instruction.block_bytes)
+        if parts:
+            per_line = max(1, LINE // instruction.block_bytes)
             begins = builder.and_(i, number(per_line - 1))
             with builder.if_then(builder.icmp_signed("==", begins, number(0))):
-                for b in range(blocks):
-                    emit_prefetch(builder, plus(at, size, blocks + b), level=2)
+                line = builder.add(far, builder.mul(i, number(instruction.block_bytes)))
+                for part in range(parts):
+                    emit_prefetch(builder, plus(line, apart, part), level=2)
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
@@ -183,9 +185,9 @@ def tile(
 
     def typed(
         typing: Any, x: Any, stride: Any, weights: Any, step: Any, size: Any, groups: Any,
-        starts: Any, out: Any, pitch: Any,
+        starts: Any, out: Any, pitch: Any, far: Any, apart: Any,
     ) -> Any:  # fmt: skip
-        return types.void(*[types.int64] * 9), generate
+        return types.void(*[types.int64] * 11), generate
 
     inlined: Callable[..., Any] = intrinsic(typed)
     return inlined

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmzip.compiled import address, compiled_in_place
-from llmzip.exact.tiles import VPMADDWD, interleave, supports, tile
+from llmzip.exact.ahead import fetch, take
+from llmzip.exact.tiles import PAIR, VPMADDWD, interleave, supports, tile
 
 INSTRUCTION = VPMADDWD
 KEY_TYPE = np.int8
@@ -34,7 +35,12 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 @compiled_in_place
 def multiply_into(
-    q: np.ndarray, weight: np.ndarray, buffer: np.ndarray, total: np.ndarray, first: int
+    q: np.ndarray,
+    weight: np.ndarray,
+    buffer: np.ndarray,
+    total: np.ndarray,
+    first: int,
+    plan: np.ndarray,
 ) -> None:
     """int8 [R, K] · packed weights [N / 8, K / 2, 16] → N columns of total int32, from `first`
     on."""
@@ -45,7 +51,7 @@ def multiply_into(
         for k in range(inputs):
             row[k] = q[r, k]
     w, outputs = address(weight), blocks * _LANES
-    _cover(address(words), rows, w, size, groups * size, groups, total, first, outputs)
+    _cover(address(words), rows, w, size, groups * size, groups, total, first, outputs, plan)
 
 
 @compiled_in_place
@@ -59,6 +65,7 @@ def _cover(
     total: np.ndarray,
     first: int,
     outputs: int,
+    plan: np.ndarray,
 ) -> None:
     """Words [R, 2 · groups] · weights, both at addresses → columns of total int32 [≥ R, …], by
     tiles. `step` and `size` are the bytes between groups, and between blocks."""
@@ -66,19 +73,20 @@ def _cover(
     for n in range(0, outputs, _MULTIPLE):
         at = w + (n // _LANES) * size
         x, y = words, address(total) + 4 * (first + n)
+        far, apart = take(plan, groups * _LANES * _GROUP, at + PAIR * size, size)
         left = rows
         while left >= _MANY:
-            _many(x, stride, at, step, size, groups, start, y, pitch)
+            _many(x, stride, at, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + _MANY * stride, y + _MANY * pitch, left - _MANY
         if left >= 4:
-            _four(x, stride, at, step, size, groups, start, y, pitch)
+            _four(x, stride, at, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + 4 * stride, y + 4 * pitch, left - 4
         if left == 3:
-            _three(x, stride, at, step, size, groups, start, y, pitch)
+            _three(x, stride, at, step, size, groups, start, y, pitch, far, apart)
         elif left == 2:
-            _two(x, stride, at, step, size, groups, start, y, pitch)
+            _two(x, stride, at, step, size, groups, start, y, pitch, far, apart)
         elif left == 1:
-            _one(x, stride, at, step, size, groups, start, y, pitch)
+            _one(x, stride, at, step, size, groups, start, y, pitch, far, apart)
 
 
 @compiled_in_place
@@ -91,13 +99,19 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
 
 @compiled_in_place
 def sum_into(
-    p: np.ndarray, skipped: int, values: np.ndarray, buffer: np.ndarray, total: np.ndarray
+    p: np.ndarray,
+    skipped: int,
+    values: np.ndarray,
+    buffer: np.ndarray,
+    total: np.ndarray,
+    plan: np.ndarray,
 ) -> None:
     """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 2, D, 2], without
     those `skipped` → the first half of total int32 [2R, D]."""
     (rows, n), (groups, dim, group) = p.shape, values.shape
     words, width, over = buffer.view(np.int16), groups * group, False
     for r in range(rows):
+        fetch(plan)
         source, row = p[r], words[r * width : (r + 1) * width]
         for j in range(skipped):
             row[j] = 0
@@ -111,7 +125,7 @@ def sum_into(
         for j in range(skipped + n, width):
             row[j] = 0
     _cover(address(words), rows, address(values), dim * group, _LANES * group, groups, total,
-           0, dim)  # fmt: skip
+           0, dim, plan)  # fmt: skip
     if over:
         _add_rests(p, skipped, values, total)
 
@@ -131,4 +145,4 @@ def _add_rests(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarra
 _ZEROS = np.zeros(_MANY, dtype=np.int32)
 # The next weights are fetched by every tile, not only by the first of a pair of blocks, which alone
 # waits for them: the same loop without it takes 1.3 to 1.5 times as long, for 16 rows and more.
-_one, _two, _three, _four, _many = (tile(VPMADDWD, n, ahead=True) for n in (1, 2, 3, 4, _MANY))
+_one, _two, _three, _four, _many = (tile(VPMADDWD, n, parts=PAIR) for n in (1, 2, 3, 4, _MANY))
