@@ -25,7 +25,7 @@ from llmzip.exact.rows import (
 from llmzip.exact.team import Member, meet
 
 _BLOCK = 72  # rows that pass through a layer together, so that activations stay in the CPU cache,
-_HEAD_BLOCK = 12  # and through the head, which makes more of each
+_COLUMNS = 512  # and the head's outputs that are made together
 
 
 class Shared(NamedTuple):
@@ -169,13 +169,17 @@ def logit_rows(
     """Hidden states float32 [R, H] → logits float32 [R, V] of the head's weights; `block` is the
     order of Hadamard transforms. A thread of a team makes some columns."""
     number, count, _ = member
-    for first in range(0, len(hidden), _HEAD_BLOCK):
-        q, s = quantise_rows(hidden[first : first + _HEAD_BLOCK], block)
-        total = np.empty((len(q), len(weight_scale)), dtype=np.int32)
-        multiply(q, weight, total, number, count)
-        a, b = matmul.share_of(len(weight_scale), number, count)
-        for r in range(len(q)):
-            scale(total[r, a:b], s[r], weight_scale[a:b], logits[first + r, a:b])
+    unit = matmul.LANES if weight.ndim == 3 else 1  # rows of the head in one of `weight`
+    for first in range(0, len(hidden), _BLOCK):
+        q, s = quantise_rows(hidden[first : first + _BLOCK], block)
+        buffer = np.empty(len(q) * _COLUMNS, dtype=np.int32)
+        start, end = matmul.share_of(len(weight_scale), number, count)
+        for a in range(start, end, _COLUMNS):
+            b = min(a + _COLUMNS, end)
+            total = buffer[: len(q) * (b - a)].reshape(len(q), b - a)
+            multiply(q, weight[a // unit : b // unit], total, 0, 1)
+            for r in range(len(q)):
+                scale(total[r], s[r], weight_scale[a:b], logits[first + r, a:b])
     meet(member)
 
 
