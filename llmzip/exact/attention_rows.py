@@ -20,7 +20,7 @@ from llmzip.compiled import (
     prefetch_far,
 )
 from llmzip.exact import hadamard, matmul, tables
-from llmzip.exact.ahead import LINE, fetch, fetch_rest, nothing, plan_ahead
+from llmzip.exact.ahead import LINE, fetch, fetch_rest, nothing
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
 from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, round_even, scale
 
@@ -281,8 +281,10 @@ def _plan_next(
     """Plan to fetch `width` keys and values of the next head from place `first` on, which lie
     behind this head's; after the last, they are the next stream's."""
     head_dim = values.shape[1]
-    begin, apart = address(keys) + keys.size + first * head_dim, address(values) - address(keys)
-    plan_ahead(plan, begin, width * head_dim, apart, head_dim * _PART // _SHARE // LINE)
+    plan[0] = address(keys) + keys.size + first * head_dim
+    plan[1] = plan[0] + width * head_dim
+    plan[2] = address(values) - address(keys)
+    plan[3] = head_dim * _PART // _SHARE // LINE
     for i in range(len(steps) + first, len(steps) + first + width, LINE // 4):
         prefetch_far(address(steps) + 4 * i)
         prefetch_far(address(scales) + 4 * i)
@@ -330,7 +332,7 @@ def _attention_row_by_matmul(
             q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
             fetch(plan)
         near = keys[g, first // _LANES : (first + width) // _LANES]
-        matmul.multiply_into(queries, near, scratch.buffer, scores, 0, plan)
+        matmul.multiply_into(queries, near, scratch.buffer, scores, np.int64(0), plan)
         for h in range(shared):
             softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
                     scales[g, start : at + 1], q_scales[h], bound, weights, p[h], plan)  # fmt: skip

@@ -175,12 +175,12 @@ def _sum_bytes(
         done = dim // (_WIDE * _LANES) * (_WIDE * _LANES)
         for d in range(0, done, _WIDE * _LANES):
             v, y = address(values) + d * _GROUP, address(total) + d * 4
-            far, apart = take(plan, groups * size, v, 0)
+            far, apart = take(plan, groups * size, v, np.int64(0))
             _six_wide_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
     for d in range(done, dim, _MULTIPLE):
         v = address(values) + d * _GROUP
         x, y, left = first, address(total) + d * 4, rows
-        far, apart = take(plan, groups * size, v, 0)
+        far, apart = take(plan, groups * size, v, np.int64(0))
         while left >= 8 and _MANY >= 8:
             _many_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
             x, y, left = x + 8 * stride, y + 8 * pitch, left - 8

@@ -169,7 +169,8 @@ def logit_rows(
     """Hidden states float32 [R, H] → logits float32 [R, V] of the head's weights; `block` is the
     order of Hadamard transforms. A thread of a team makes some columns."""
     number, count, _ = member
-    unit = matmul.LANES if weight.ndim == 3 else 1  # rows of the head in one of `weight`
+    unit = matmul.LANES if weight.ndim == 3 else 1  # outputs of a row, or block, of `weight`
+    alone, one = np.int64(0), np.int64(1)  # plain numbers would be types of their own
     for first in range(0, len(hidden), _BLOCK):
         q, s = quantise_rows(hidden[first : first + _BLOCK], block)
         buffer = np.empty(len(q) * _COLUMNS, dtype=np.int32)
@@ -177,7 +178,7 @@ def logit_rows(
         for a in range(start, end, _COLUMNS):
             b = min(a + _COLUMNS, end)
             total = buffer[: len(q) * (b - a)].reshape(len(q), b - a)
-            multiply(q, weight[a // unit : b // unit], total, 0, 1)
+            multiply(q, weight[a // unit : b // unit], total, alone, one)
             for r in range(len(q)):
                 scale(total[r], s[r], weight_scale[a:b], logits[first + r, a:b])
     meet(member)
