@@ -39,6 +39,21 @@ def test_sums_are_exact(products: Any, rows: int, inner: int, outer: int, values
     assert np.array_equal(total, expected)
 
 
+def test_what_is_planned_is_fetched_and_changes_no_sum(products: Any) -> None:
+    chance = np.random.default_rng(4)
+    q, weight = (chance.integers(-127, 128, (n, 64)).astype(np.int8) for n in (3, 256))
+    buffer, total = np.empty(3 * 64 // 2, np.int32), np.empty((3, 256), np.int32)
+    read_next = np.zeros(1 << 14, dtype=np.uint8)
+    first, end, plan = read_next.ctypes.data, read_next.ctypes.data + 8192, nothing()
+    plan[:] = first, end, 8192, 2
+    for _ in range(2):
+        before = plan[0]
+        products.multiply_into(q, products.pack(weight), buffer, total, 0, plan)
+        assert np.array_equal(total, q.astype(np.int64) @ weight.T.astype(np.int64))
+        assert before < plan[0] <= end or before == end
+    assert plan[0] == end
+
+
 def test_stacks_of_weights_are_packed_one_by_one(products: Any) -> None:
     stack = np.random.default_rng(1).integers(-127, 128, (3, 64, 8)).astype(np.int8)
     packed = products.pack(stack)
