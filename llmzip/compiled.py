@@ -70,8 +70,9 @@ def emit_prefetch(builder: Any, address: Any, level: int = 1) -> None:
     builder.call(prefetch, [builder.inttoptr(address, pointer), to_read, to_keep, data])
 
 
-def _typed_prefetch(level: int) -> Any:
-    """Fetch the line at an address into a cache; one that does not exist does no harm."""
+def _prefetch_into(level: int) -> Any:
+    """An intrinsic that fetches the line at an address into the first or second cache; an address
+    that does not exist does no harm."""
 
     def typed(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -83,8 +84,8 @@ def _typed_prefetch(level: int) -> Any:
     return intrinsic(typed)
 
 
-prefetch: Any = _typed_prefetch(1)
-prefetch_far: Any = _typed_prefetch(2)
+prefetch: Any = _prefetch_into(1)
+prefetch_far: Any = _prefetch_into(2)
 
 
 def _compiled(function: Function, **options: Any) -> Function:

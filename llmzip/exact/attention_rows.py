@@ -30,7 +30,7 @@ _P = np.float32(65536)
 _P_UNIT = np.float32(1 / 65536)
 _CUTOFF = np.float32(tables.EXP2_CUTOFF)
 _PART = 128  # keys of a loop after which more is fetched; the sum of their weights is below 2^31
-_SHARE = 21  # of what belongs to so many keys; tiles fetch more than half of it
+_SHARE = 21  # of what it works on, a loop fetches one in so many; tiles fetch half of it in all
 _STEP_MASK = np.int32((1 << 15) - 1)  # of the bits of a number of steps to which ROUNDER is added
 _FROM_BITS = np.int32(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
 _C0, _C1, _C2, _C3, _C4, _C5 = (np.float32(c) for c in tables.EXP2_POLYNOMIAL)
@@ -308,7 +308,7 @@ def _attention_row_by_matmul(
     out: np.ndarray,
 ) -> None:
     """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]. Meanwhile the
-    first token of a stream fetches what the next key head reads."""
+    first of a stream's tokens fetches what the next key head reads; others find it in the cache."""
     q, queries, q_scales, sums = scratch.q, scratch.queries, scratch.q_scales, scratch.sums
     plan = scratch.plan
     groups, (shared, head_dim) = len(keys), queries.shape

@@ -196,12 +196,11 @@ def _sum_bytes(
 
 _ZEROS = np.zeros(8, dtype=np.int32)
 _one, _two, _three, _four, _five, _six, _seven, _many, _most = (
-    tile(INSTRUCTION, rows, parts=PAIR) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
+    tile(INSTRUCTION, rows) for rows in (1, 2, 3, 4, 5, 6, 7, _MANY, _MOST)
 )
-_three_wide, _four_wide = (
-    tile(INSTRUCTION, rows, _WIDE or PAIR, parts=2 if rows == 3 else 4) for rows in (3, 4)
-)
+_three_wide = tile(INSTRUCTION, 3, _WIDE or PAIR)  # two parts: next keys, next values
+_four_wide = tile(INSTRUCTION, 4, _WIDE or PAIR, parts=_WIDE or PAIR)
 _two_p, _four_p, _six_p, _many_p = (
-    tile(INSTRUCTION, rows, signed=False, parts=2) for rows in (2, 4, 6, _MANY)
+    tile(INSTRUCTION, rows, signed=False) for rows in (2, 4, 6, _MANY)
 )
-_six_wide_p = tile(INSTRUCTION, 6, _WIDE or PAIR, signed=False, parts=2)
+_six_wide_p = tile(INSTRUCTION, 6, _WIDE or PAIR, signed=False)

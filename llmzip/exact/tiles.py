@@ -87,16 +87,16 @@ def tile(
     blocks: int = PAIR,
     *,
     signed: bool = True,
-    parts: int = 0,
+    parts: int = PAIR,
 ) -> Callable[..., Any]:
     """An intrinsic that multiplies `rows` rows by some blocks, with sums in registers.
 
     Its arguments are addresses and strides in bytes: x, its stride; weights, their stride between
     groups of inputs, and between blocks; the number of groups; the sums that each row starts with,
-    int32; output, its stride; the address of what is read next, and the distance between its parts,
-    of each of which as many bytes as of a block are fetched into the second cache meanwhile. (The
-    processor does not do so by itself across the pages of the memory, in which blocks are as long,
-    and the first cache is too small for a pair.) Of bytes, x is signed, and weights have the
+    int32; output, its stride; the address of what is read next, and the distance between its parts.
+    Of each of the `parts`, as many bytes as a block has are fetched into the second cache: the
+    processor does not do so by itself across the pages of the memory, which are as long as blocks,
+    and the first cache is too small for a pair. Of bytes, x is signed, and weights have the
     instruction's offset; if not `signed`, x is unsigned, and weights are signed.
     """
 
@@ -149,13 +149,12 @@ def tile(
             phi.add_incoming(ir.Constant(vector, [0] * instruction.lanes), before)
         at = builder.add(weights, builder.mul(i, step))
         w = [load_weights(plus(at, size, b)) for b in range(blocks)]
-        if parts:
-            per_line = max(1, LINE // instruction.block_bytes)
-            begins = builder.and_(i, number(per_line - 1))
-            with builder.if_then(builder.icmp_signed("==", begins, number(0))):
-                line = builder.add(far, builder.mul(i, number(instruction.block_bytes)))
-                for part in range(parts):
-                    emit_prefetch(builder, plus(line, apart, part), level=2)
+        per_line = max(1, LINE // instruction.block_bytes)
+        begins = builder.and_(i, number(per_line - 1))
+        with builder.if_then(builder.icmp_signed("==", begins, number(0))):
+            line = builder.add(far, builder.mul(i, number(instruction.block_bytes)))
+            for part in range(parts):
+                emit_prefetch(builder, plus(line, apart, part), level=2)
         at = builder.add(x, builder.mul(i, number(4)))
         updated = []
         for r in range(rows):
