@@ -55,6 +55,11 @@ def inlined_in_place(function: Function) -> Function:
     return _inlined(function, _nrt=False)
 
 
+def inlined_for_integers(function: Function) -> Function:
+    """`inlined_in_place`, for floats from which contraction gives the same integers."""
+    return _inlined(function, fastmath={"contract"}, _nrt=False)
+
+
 def compiled_for_integers(function: Function) -> Function:
     """`compiled_in_place`, for floats that hold integers with exact sums: any order of summation
     and any contraction gives the same."""

@@ -16,19 +16,31 @@ from llmzip.exact.rows import absmax, maximum
 FLOATS = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, np.inf, -np.inf], np.float32)
 
 
-def _softmax(scores: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n, one = len(scores), np.float32(1)
-    weights, p = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
-    softmax(scores, np.ones(n, np.float32), scales, one, scales.max(), weights, p, nothing())
-    return weights, p
+def _softmax(
+    scores: np.ndarray, scales: np.ndarray, bound: np.float32, step: float = 1
+) -> np.ndarray:
+    n = len(scores)
+    buffer, weights = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
+    steps = np.full(n, step, np.float32)
+    softmax(scores, steps, scales, np.float32(1), bound, buffer, weights, nothing())
+    return weights
 
 
-def test_computed_exponentials_are_those_of_the_table() -> None:
-    steps = np.arange(tables.EXP2_CUTOFF + 100, dtype=np.int32)
-    weights, _ = _softmax(-steps, np.ones(len(steps), np.float32))
-    expected = tables.attention_weights().numpy()
-    assert np.array_equal(weights[: len(expected)], expected)
-    assert not weights[len(expected) :].any()
+@pytest.mark.parametrize("best", [-1, 0, 7])
+def test_computed_exponentials_are_those_of_the_table(best: int) -> None:
+    """With a bound for which weights are not scaled. Scores are in half steps, rounded to even."""
+    scores = best - np.arange(2 * tables.EXP2_CUTOFF + 4000, dtype=np.int32)
+    steps = np.minimum(np.round((best - scores) / 2), tables.EXP2_CUTOFF).astype(np.int64)
+    expected = tables.attention_weights().numpy()[steps]
+    bound = np.float32(65536 / expected.sum(dtype=np.int64))
+    scales = np.ones(len(scores), np.float32)
+    assert np.array_equal(_softmax(scores, scales, bound, step=0.5), expected)
+
+
+@pytest.mark.parametrize("step", [np.inf, np.nan])
+def test_softmax_of_what_is_not_finite_is_nothing(step: float) -> None:
+    scores, scales = np.array([-3, 0, 2, 2], np.int32), np.ones(4, np.float32)
+    assert not _softmax(scores, scales, np.float32(1), step).any()
 
 
 @pytest.mark.parametrize("keys", [1, 2, 31, 513, 40_000])
@@ -37,13 +49,12 @@ def test_softmax_is_that_of_its_definition(keys: int) -> None:
     chance = np.random.default_rng(keys)
     scores = chance.integers(-20_000, 20_000, keys) if keys < 40_000 else np.zeros(keys)
     scales = chance.uniform(0.01, 3, keys).astype(np.float32)
-    weights, p = _softmax(scores.astype(np.int32), scales)
+    weights = _softmax(scores.astype(np.int32), scales, scales.max())
     steps = np.minimum(scores.max() - scores, tables.EXP2_CUTOFF).astype(np.int64)
     expected = tables.attention_weights().numpy()[steps]
-    assert np.array_equal(weights, expected)
     total = np.float32(expected.sum(dtype=np.int64))
     factor = np.float32(1) / (total * scales.max()) * np.float32(65536)
-    assert np.array_equal(p, np.round(expected.astype(np.float32) * scales * factor))
+    assert np.array_equal(weights, np.round(expected.astype(np.float32) * scales * factor))
 
 
 @compiled

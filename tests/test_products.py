@@ -71,7 +71,7 @@ def test_keys_are_packed_as_weights_are(products: Any) -> None:
 def _weights(kind: str, rows: int, keys: int) -> np.ndarray:
     """Integers whose sum is at most 65,536 and half of their number, as those of attention."""
     chance = np.random.default_rng(keys)
-    p = np.zeros((rows, keys), dtype=np.float32)
+    p = np.zeros((rows, keys), dtype=np.int32)
     if kind == "spread":
         p[:] = chance.integers(0, 65536 // keys + 1, p.shape)
     for row in p:
@@ -95,7 +95,7 @@ def _weights(kind: str, rows: int, keys: int) -> np.ndarray:
 def test_values_are_mixed_exactly(
     products: Any, heads: int, keys: int, skipped: int, kind: str
 ) -> None:
-    """Keys that are skipped, and those after the last, count for nothing, whatever they hold."""
+    """Keys of no weight, as before and after those that are seen, may hold anything."""
     multiple = products.INSTRUCTION.multiple
     capacity = -(-(skipped + keys) // multiple) * multiple
     values = np.full((capacity, 64), -128, dtype=np.int8)
@@ -103,11 +103,12 @@ def test_values_are_mixed_exactly(
     values[visible] = np.random.default_rng(3).choice(np.array([-127, 127, 5], np.int8), (keys, 64))
     group = products.INSTRUCTION.group
     packed = np.ascontiguousarray(values.reshape(-1, group, 64).swapaxes(1, 2))
-    p = _weights(kind, heads, keys)
-    expected = p.astype(np.int64) @ values[visible].astype(np.int64)
+    weights = np.zeros((heads, capacity), dtype=np.int32)
+    weights[:, visible] = _weights(kind, heads, keys)
+    expected = weights.astype(np.int64) @ values.astype(np.int64)
     buffer = np.full(heads * capacity // 2, -1, np.int32)
     total = np.empty((2 * heads, 64), np.int32)
-    products.sum_into(p, skipped, packed, buffer, total, nothing())
+    products.sum_into(weights, packed, buffer, total, nothing())
     assert np.array_equal(total[:heads], expected)
 
 

@@ -16,24 +16,29 @@ from llmzip.compiled import (
     compiled,
     compiled_for_integers,
     compiled_in_place,
+    inlined_for_integers,
     inlined_in_place,
     prefetch_far,
 )
 from llmzip.exact import hadamard, matmul, tables
 from llmzip.exact.ahead import LINE, fetch, fetch_rest, nothing
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
-from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, round_even, scale
+from llmzip.exact.rows import ROUNDER, maximum, quantise, rotate, scale
 
 _LANES, _GROUP, _MULTIPLE = matmul.LANES, matmul.GROUP, matmul.MULTIPLE
 _ONE = np.float32(1)
 _P = np.float32(65536)
 _P_UNIT = np.float32(1 / 65536)
-_CUTOFF = np.float32(tables.EXP2_CUTOFF)
+_BELOW = np.float32(tables.EXP2_CUTOFF - 0.5)  # steps from here on are rounded to the cutoff
+_BEYOND = np.float32(tables.EXP2_CUTOFF + (1 << tables.EXP2_STEP_BITS))  # an octave more: weight 0
 _PART = 128  # keys of a loop after which more is fetched; the sum of their weights is below 2^31
 _SHARE = 21  # of what it works on, a loop fetches one in so many; tiles fetch half of it in all
-_STEP_MASK = np.int32((1 << 15) - 1)  # of the bits of a number of steps to which ROUNDER is added
-_FROM_BITS = np.int32(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
+_ROUNDER_BITS = np.int32(0x4B400000)  # to which adding it adds what is rounded
+_P_MASK = np.int32((1 << 17) - 1)  # of the bits of a weight, up to 2^16, to which ROUNDER is added
+_UNIT_BITS = np.int32(0x4B000000)  # of 2^23, whose last places are units
+_CENTER = np.float32((1 << 23) + tables.EXP2_CENTER)
 _C0, _C1, _C2, _C3, _C4, _C5 = (np.float32(c) for c in tables.EXP2_POLYNOMIAL)
+_C0 = _C0 + ROUNDER  # exact
 
 
 class _Scratch(NamedTuple):
@@ -44,8 +49,7 @@ class _Scratch(NamedTuple):
     float_queries: np.ndarray  # float32 [h, D]
     q_scales: np.ndarray  # float32 [h]
     scores: np.ndarray  # int32 [h · n]
-    p: np.ndarray  # float32 [h · n]
-    weights: np.ndarray  # int32 [n]
+    floats: np.ndarray  # float32 [h · n]
     buffer: np.ndarray  # int32, for `matmul`
     sums: np.ndarray  # int32 [2h, D]
     plan: np.ndarray  # int64 [4]; see `ahead`
@@ -87,7 +91,6 @@ def attention_rows(
         np.empty(shared, dtype=np.float32),
         np.empty(shared * n, dtype=np.int32),
         np.empty(shared * n, dtype=np.float32),
-        np.empty(n, dtype=np.int32),
         np.empty(shared * (max(n, head_dim) + 1) // 2, dtype=np.int32),
         np.empty((2 * shared, head_dim), dtype=np.int32),
         nothing(),
@@ -162,31 +165,24 @@ def softmax(
     scales: np.ndarray,
     q_scale: np.float32,
     bound: np.float32,
+    buffer: np.ndarray,
     weights: np.ndarray,
-    p: np.ndarray,
     plan: np.ndarray,
 ) -> None:
-    """Integer scores [n] → weights int32 [n], as in `tables.attention_weights` → integers p float32
-    [n]. `scores` may be `p`. Loops are simple, to be vectorised, and short, to fetch what is
-    planned in between."""
-    n, top, total = len(scores), np.int32(-(2**31)), np.int64(0)
+    """Integer scores [n] → weights int32 [n] of values in units of `bound`: what
+    `tables.attention_weights` has, times scales [n] / `bound`, for a sum of 2^16. `scores` may be
+    the buffer, float32 [n]. Loops are simple, to be vectorised, and short, to fetch what is planned
+    in between."""
+    n, total = len(scores), np.int64(0)
+    best = float_of(_top(scores, steps, buffer, plan))
     for first in range(0, n, _PART):
         fetch(plan)
-        last = first + _PART
-        some, integers, units = p[first:last], scores[first:last], steps[first:last]
-        for j in range(len(some)):  # from 0, else numba asks whether each index is negative
-            score = np.float32(integers[j]) * units[j]
-            some[j] = score
-            top = max(top, np.int32(ordered(bits_of(score))))
-    best = float_of(np.int32(ordered(top)))
-    for first in range(0, n, _PART):
-        fetch(plan)
-        some, found = p[first : first + _PART], weights[first : first + _PART]
+        some, found = buffer[first : first + _PART], weights[first : first + _PART]
         sum = np.int32(0)
-        for j in range(len(some)):
+        for j in range(len(some)):  # from 0, else numba asks whether each index is negative
             step = (best - some[j]) * q_scale
-            bits = bits_of((step if step < _CUTOFF else _CUTOFF) + ROUNDER)  # NaN, too
-            weight = _exp2_weight(np.int32(bits & _STEP_MASK))
+            step = step if step < _BELOW else _BEYOND  # NaN, too
+            weight = _exp2_weight(bits_of(step + ROUNDER))
             found[j] = weight
             sum = np.int32(sum + weight)
         total += sum
@@ -194,21 +190,41 @@ def softmax(
     for first in range(0, n, _PART):
         fetch(plan)
         last = first + _PART
-        some, found, units = p[first:last], weights[first:last], scales[first:last]
-        for j in range(len(some)):
-            some[j] = round_even(np.float32(found[j]) * units[j] * factor)
+        found, units = weights[first:last], scales[first:last]
+        for j in range(len(found)):
+            p = np.float32(found[j]) * units[j] * factor
+            found[j] = np.int32(bits_of(p + ROUNDER) & _P_MASK)  # of NaN 0
 
 
 @inlined_in_place
-def _exp2_weight(step: np.int32) -> np.int32:
-    """round(2^16 · 2^(-t / 1024)) for the step t modulo 1024, halved per octave, and 0 at the
-    cutoff. `tables.EXP2_POLYNOMIAL` gives the table's integers, which a test shows. Reading the
+def _top(scores: np.ndarray, steps: np.ndarray, scaled: np.ndarray, plan: np.ndarray) -> np.int32:
+    """Scores [n] · steps [n] → scaled float32 [n]; the bits of the largest."""
+    top: np.int32 = np.int32(-(2**31))
+    for first in range(0, len(scores), _PART):
+        fetch(plan)
+        last = first + _PART
+        some, integers, units = scaled[first:last], scores[first:last], steps[first:last]
+        for j in range(len(some)):
+            score = np.float32(integers[j]) * units[j]
+            some[j] = score
+            top = max(top, bits_of(score))
+    if top < 0:  # the bits of negative floats are in the opposite order
+        top = np.int32(-(2**31))
+        for j in range(len(scores)):
+            top = max(top, np.int32(ordered(bits_of(scaled[j]))))
+        top = np.int32(ordered(top))
+    return top
+
+
+@inlined_for_integers
+def _exp2_weight(bits: np.int32) -> np.int32:
+    """round(2^16 · 2^(-t / 1024)) for t steps modulo 1024, halved per octave, of the bits of t +
+    ROUNDER. `tables.EXP2_POLYNOMIAL` gives the table's integers, which a test shows. Reading the
     table takes longer than computing them."""
-    x = np.float32(np.int32(np.int32(step & np.int32(1023)) - np.int32(512)))
-    y = (((((_C5 * x + _C4) * x + _C3) * x) + _C2) * x + _C1) * x + _C0
-    mantissa = np.int32(bits_of(y + ROUNDER) - _FROM_BITS)
-    octaves = np.int32(shift_right(step, 10) + shift_right(step, 14))
-    weight: np.int32 = shift_right(mantissa, octaves)
+    x = float_of(np.int32(np.int32(bits & np.int32(1023)) | _UNIT_BITS)) - _CENTER
+    y = ((((_C5 * x + _C4) * x + _C3) * x + _C2) * x + _C1) * x + _C0
+    octaves = np.int32(shift_right(bits, 10) & np.int32(31))
+    weight: np.int32 = shift_right(np.int32(bits_of(y) - _ROUNDER_BITS), octaves)
     return weight
 
 
@@ -244,7 +260,8 @@ def _attention_row_by_loops(
     q, queries, q_scales = scratch.q, scratch.float_queries, scratch.q_scales
     groups, (shared, head_dim) = len(keys), queries.shape
     heads, n = groups * shared, at + 1 - start
-    scores, weights = scratch.p[: shared * n].reshape(shared, n), scratch.weights[:n]
+    weights = scratch.scores[: shared * n].reshape(shared, n)
+    p = scratch.floats[: shared * n].reshape(shared, n)
     for g in range(groups):
         steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         for d in range(head_dim):
@@ -257,12 +274,14 @@ def _attention_row_by_loops(
             q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, q)
             for d in range(head_dim):
                 queries[h, d] = np.float32(q[d])
-        _scores(queries, keys[g], start, scores)
+        _scores(queries, keys[g], start, p)
         for h in range(shared):
-            softmax(scores[h], steps[g, start : at + 1], scales[g, start : at + 1],
-                    q_scales[h], bound, weights, scores[h], scratch.plan)  # fmt: skip
+            softmax(p[h], steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
+                    p[h], weights[h], scratch.plan)  # fmt: skip
+            for j in range(n):
+                p[h, j] = np.float32(weights[h, j])
         part = out[g * shared : (g + 1) * shared]
-        _weighted_sum(scores, values[g], start, part)
+        _weighted_sum(p, values[g], start, part)
         for h in range(shared):
             for d in range(head_dim):
                 part[h, d] *= bound * _P_UNIT
@@ -316,9 +335,7 @@ def _attention_row_by_matmul(
     n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
     skipped = start - first  # keys that are read with the others and count for nothing
     width = (skipped + n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-    weights = scratch.weights[:n]
     scores = scratch.scores[: shared * width].reshape(shared, width)
-    p = scratch.p[: shared * n].reshape(shared, n)
     for g in range(groups):
         steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
         matmul.put_key(keys[g], at, q)
@@ -333,11 +350,17 @@ def _attention_row_by_matmul(
             fetch(plan)
         near = keys[g, first // _LANES : (first + width) // _LANES]
         matmul.multiply_into(queries, near, scratch.buffer, scores, np.int64(0), plan)
-        for h in range(shared):
-            softmax(scores[h, skipped : skipped + n], steps[g, start : at + 1],
-                    scales[g, start : at + 1], q_scales[h], bound, weights, p[h], plan)  # fmt: skip
+        for h in range(shared):  # weights take the place of scores
+            row = scores[h]
+            some = row[skipped : skipped + n]
+            softmax(some, steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
+                    scratch.floats[:n], some, plan)  # fmt: skip
+            for j in range(skipped):
+                row[j] = 0
+            for j in range(skipped + n, width):
+                row[j] = 0
         near_values = values[g, first // _GROUP : (first + width) // _GROUP]
-        matmul.sum_into(p, skipped, near_values, scratch.buffer, sums, plan)
+        matmul.sum_into(scores, near_values, scratch.buffer, sums, plan)
         fetch_rest(plan)
         for h in range(shared):
             for d in range(head_dim):

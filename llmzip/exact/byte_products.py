@@ -26,6 +26,7 @@ _MANY = 6 if INSTRUCTION is VPDPBUSD_256 else 8  # rows whose sums fit into 16 o
 # more blocks of few rows, as a sum takes some cycles, in which others begin.
 _MOST, _WIDE = (12, 4) if INSTRUCTION is VPDPBUSD_512 else (_MANY, 0)
 _OFFSET = INSTRUCTION.offset
+_LARGEST = 65535  # of two bytes
 
 
 def available() -> bool:
@@ -110,55 +111,47 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
 
 @compiled_in_place
 def sum_into(
-    p: np.ndarray,
-    skipped: int,
+    weights: np.ndarray,
     values: np.ndarray,
     buffer: np.ndarray,
     total: np.ndarray,
     plan: np.ndarray,
 ) -> None:
-    """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 4, D, 4], without
-    those `skipped` → the first half of total int32 [2R, D]. As weights are not bytes, the sums of
-    their two bytes are."""
-    (rows, n), (groups, dim, group) = p.shape, values.shape
-    limbs, width, over = buffer.view(np.uint8), groups * group, np.int32(0)
+    """Weights int32 [R, n], up to 65,536 · values int8 [n / 4, D, 4] → the first half of total
+    int32 [2R, D]. As weights are not bytes, the sums of their two bytes are."""
+    (rows, n), dim = weights.shape, values.shape[1]
+    limbs, over = buffer.view(np.uint8), np.int32(0)
     for r in range(rows):
-        high = limbs[2 * r * width : (2 * r + 1) * width]
-        low = limbs[(2 * r + 1) * width : (2 * r + 2) * width]
-        for j in range(skipped):
-            high[j], low[j] = 0, 0
         fetch(plan)
-        over |= _split_bytes(p[r], high[skipped : skipped + n], low[skipped : skipped + n])
-        for j in range(skipped + n, width):
-            high[j], low[j] = 0, 0
-    _sum_bytes(address(limbs), width, values, total, plan)
+        high, low = limbs[2 * r * n : (2 * r + 1) * n], limbs[(2 * r + 1) * n : (2 * r + 2) * n]
+        over |= _split_bytes(weights[r], high, low)
+    _sum_bytes(address(limbs), n, values, total, plan)
     for r in range(rows):
         for d in range(dim):
             total[r, d] = np.int32(256) * total[2 * r, d] + total[2 * r + 1, d]
-    if over:
-        _add_ones(p, skipped, values, total)
+    if over > _LARGEST:
+        _add_ones(weights, values, total)
 
 
 @inlined_in_place
-def _split_bytes(p: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.int32:
-    """Integers up to 65,536 → their two bytes; those of 65,535 for 65,536. Returns whether there is
-    one."""
-    over: np.int32 = np.int32(0)
-    for j in range(len(p)):
-        value = np.int32(p[j])
-        over = np.int32(over | value >> 16)
-        value = min(value, np.int32(65535))
-        high[j], low[j] = np.uint8(value >> 8), np.uint8(value & 255)
-    return over
+def _split_bytes(weights: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.int32:
+    """Integers up to 65,536 → their two bytes; those of 65,535 for 65,536. Returns all their
+    bits."""
+    bits: np.int32 = np.int32(0)
+    for j in range(len(weights)):
+        bits = np.int32(bits | weights[j])
+        weight = min(weights[j], np.int32(_LARGEST))
+        high[j], low[j] = np.uint8(weight >> 8), np.uint8(weight & 255)
+    return bits
 
 
 @compiled_in_place
-def _add_ones(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray) -> None:
+def _add_ones(weights: np.ndarray, values: np.ndarray, total: np.ndarray) -> None:
     """What 65,536 is above 65,535, to total int32 [≥ R, D]."""
-    for r in range(len(p)):
-        for j in range(p.shape[1]):
-            if p[r, j] > np.float32(65535):
-                value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+    for r in range(len(weights)):
+        for j in range(weights.shape[1]):
+            if weights[r, j] > _LARGEST:
+                value, place = values[j // _GROUP], j % _GROUP
                 for d in range(len(value)):
                     total[r, d] += np.int32(value[d, place])
 

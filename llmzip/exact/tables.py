@@ -22,16 +22,17 @@ EXP2_STEP_BITS = 10  # attention: scores are rounded to 1/1024 octave
 EXP2_OCTAVES = 16  # and weights vanish 16 octaves below the maximum
 EXP2_UNIT_BITS = 16  # the largest weight is 2^16
 EXP2_CUTOFF = EXP2_OCTAVES << EXP2_STEP_BITS
-# 2^16 · 2^(-t / 1024) - EXP2_MIDDLE by powers of t - 512, ascending: float32, in Horner's scheme,
-# and rounded, it is the table's integer for each t below 1,024
-EXP2_MIDDLE = 46340
+# 2^16 · 2^(-t / 1024) by powers of t - EXP2_CENTER, ascending. In float32, by Horner's scheme, and
+# rounded, it is the table's integer for each t below 1,024, whether or not multiplications and
+# additions are fused. Its constant is whole, so that adding it can round, too.
+EXP2_CENTER = 445
 EXP2_POLYNOMIAL = (
-    0.9535103440284729,
-    -31.368261337280273,
-    0.010616368614137173,
-    -2.39542805502424e-06,
-    4.0780967491826914e-10,
-    -5.515488239737909e-14,
+    48491.0,
+    -32.82360076904297,
+    0.011109397746622562,
+    -2.5076130896195536e-06,
+    4.241376971858557e-10,
+    -5.2185726985391756e-14,
 )
 
 

@@ -99,45 +99,36 @@ def put_key(keys: np.ndarray, at: int, q: np.ndarray) -> None:
 
 @compiled_in_place
 def sum_into(
-    p: np.ndarray,
-    skipped: int,
+    weights: np.ndarray,
     values: np.ndarray,
     buffer: np.ndarray,
     total: np.ndarray,
     plan: np.ndarray,
 ) -> None:
-    """Integers p float32 [R, n], up to 65,536 · values int8 [≥ (skipped + n) / 2, D, 2], without
-    those `skipped` → the first half of total int32 [2R, D]."""
-    (rows, n), (groups, dim, group) = p.shape, values.shape
-    words, width, over = buffer.view(np.int16), groups * group, False
+    """Weights int32 [R, n], up to 65,536 · values int8 [n / 2, D, 2] → the first half of total
+    int32 [2R, D]."""
+    (rows, n), (groups, dim, group) = weights.shape, values.shape
+    words, bits = buffer.view(np.int16), np.int32(0)
     for r in range(rows):
         fetch(plan)
-        source, row = p[r], words[r * width : (r + 1) * width]
-        for j in range(skipped):
-            row[j] = 0
-        inner = row[skipped : skipped + n]
-        most = np.int32(0)
+        source, row = weights[r], words[r * n : (r + 1) * n]
         for j in range(n):
-            weight = np.int32(source[j])
-            most = max(most, weight)
-            inner[j] = np.int16(min(weight, np.int32(_LARGEST)))
-        over = over or most > _LARGEST
-        for j in range(skipped + n, width):
-            row[j] = 0
+            bits = np.int32(bits | source[j])
+            row[j] = np.int16(min(source[j], np.int32(_LARGEST)))
     _cover(address(words), rows, address(values), dim * group, _LANES * group, groups, total,
            0, dim, plan)  # fmt: skip
-    if over:
-        _add_rests(p, skipped, values, total)
+    if bits > _LARGEST:
+        _add_rests(weights, values, total)
 
 
 @compiled_in_place
-def _add_rests(p: np.ndarray, skipped: int, values: np.ndarray, total: np.ndarray) -> None:
+def _add_rests(weights: np.ndarray, values: np.ndarray, total: np.ndarray) -> None:
     """What weights are above the largest word, to total int32 [≥ R, D]."""
-    for r in range(len(p)):
-        for j in range(p.shape[1]):
-            rest = np.int32(p[r, j]) - np.int32(_LARGEST)
+    for r in range(len(weights)):
+        for j in range(weights.shape[1]):
+            rest = np.int32(weights[r, j] - np.int32(_LARGEST))
             if rest > 0:
-                value, place = values[(skipped + j) // _GROUP], (skipped + j) % _GROUP
+                value, place = values[j // _GROUP], j % _GROUP
                 for d in range(len(value)):
                     total[r, d] = np.int32(total[r, d] + np.int32(rest * value[d, place]))
 

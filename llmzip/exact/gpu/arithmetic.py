@@ -17,12 +17,14 @@ FLOOR = tl.constexpr(ops.ACTIVATION_FLOOR)
 A8 = tl.constexpr(tables.nearest_float32(Decimal(1) / 127))
 GATE_STEPS = tl.constexpr(float(1 << activations.GATE_STEP_BITS))
 GATE_LIMIT = tl.constexpr(float(activations.GATE_RANGE << activations.GATE_STEP_BITS))
-CUTOFF = tl.constexpr(float(tables.EXP2_CUTOFF))
+BELOW = tl.constexpr(tables.EXP2_CUTOFF - 0.5)
+BEYOND = tl.constexpr(float(tables.EXP2_CUTOFF + (1 << tables.EXP2_STEP_BITS)))
 # adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22
 ROUNDER = tl.constexpr(12582912.0)
 SIGN_OFF = tl.constexpr(0x7FFFFFFF)
-STEP_MASK = tl.constexpr((1 << 15) - 1)
-FROM_BITS = tl.constexpr(0x4B400000 - tables.EXP2_MIDDLE)  # the bits of ROUNDER
+ROUNDER_BITS = tl.constexpr(0x4B400000)
+UNIT_BITS = tl.constexpr(0x4B000000)  # of 2^23
+CENTER = tl.constexpr(float((1 << 23) + tables.EXP2_CENTER))
 C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in tables.EXP2_POLYNOMIAL)
 
 
@@ -85,9 +87,7 @@ def gated(gate, up, table):
 def exp2_weight(distance):
     """Distances below the best score, in table steps → int32 weights, as
     `tables.attention_weights`. See `attention_rows._exp2_weight`."""
-    bits = (tl.where(distance < CUTOFF, distance, CUTOFF) + ROUNDER).to(tl.int32, bitcast=True)
-    step = bits & STEP_MASK
-    x = ((step & 1023) - 512).to(tl.float32)
-    y = (((((C5 * x + C4) * x + C3) * x) + C2) * x + C1) * x + C0
-    mantissa = (y + ROUNDER).to(tl.int32, bitcast=True) - FROM_BITS
-    return mantissa >> ((step >> 10) + (step >> 14))
+    bits = (tl.where(distance < BELOW, distance, BEYOND) + ROUNDER).to(tl.int32, bitcast=True)
+    x = ((bits & 1023) | UNIT_BITS).to(tl.float32, bitcast=True) - CENTER
+    y = ((((C5 * x + C4) * x + C3) * x + C2) * x + C1) * x + (C0 + ROUNDER)
+    return (y.to(tl.int32, bitcast=True) - ROUNDER_BITS) >> ((bits >> 10) & 31)
