@@ -32,6 +32,7 @@ _P_UNIT = np.float32(1 / 65536)
 _BELOW = np.float32(tables.EXP2_CUTOFF - 0.5)  # steps from here on are rounded to the cutoff
 _BEYOND = np.float32(tables.EXP2_CUTOFF + (1 << tables.EXP2_STEP_BITS))  # an octave more: weight 0
 _PART = 128  # keys of a loop after which more is fetched; the sum of their weights is below 2^31
+_QUERIES = 12  # of some tokens of a stream, which read keys and values once, as `matmul`'s tiles do
 _SHARE = 21  # of what it works on, a loop fetches one in so many; tiles fetch half of it in all
 _ROUNDER_BITS = np.int32(0x4B400000)  # to which adding it adds what is rounded
 _P_MASK = np.int32((1 << 17) - 1)  # of the bits of a weight, up to 2^16, to which ROUNDER is added
@@ -42,12 +43,13 @@ _C0 = _C0 + ROUNDER  # exact
 
 
 class _Scratch(NamedTuple):
-    """Arrays for one row, h queries of a key head at a time, made once for many rows."""
+    """Arrays for h queries of a key head, of one token or of several, made once for many."""
 
     q: np.ndarray  # int8 [D]
     queries: np.ndarray  # int8 [h, D], for `matmul`; else
     float_queries: np.ndarray  # float32 [h, D]
     q_scales: np.ndarray  # float32 [h]
+    bounds: np.ndarray  # float32 [h], of the scales of values
     scores: np.ndarray  # int32 [h · n]
     floats: np.ndarray  # float32 [h · n]
     buffer: np.ndarray  # int32, for `matmul`
@@ -80,36 +82,43 @@ def attention_rows(
     count = len(cos)
     q = np.empty((len(total), heads * head_dim), dtype=np.int8)
     out_scales = np.empty(len(total), dtype=np.float32)
-    y = np.empty(total.shape[1], dtype=np.float32)
-    out = np.empty((heads, head_dim), dtype=np.float32)
     shared = heads // keys.shape[1]
-    n = min(window, base + count) + 2 * _MULTIPLE
+    most = max(1, min(count, _QUERIES // shared))  # tokens of a stream at a time
+    y = np.empty((most, total.shape[1]), dtype=np.float32)
+    out = np.empty((most, heads * head_dim), dtype=np.float32)
+    n, queries = min(window, base + count) + most + 2 * _MULTIPLE, most * shared
     scratch = _Scratch(
         np.empty(head_dim, dtype=np.int8),
-        np.empty((shared, head_dim), dtype=np.int8),
+        np.empty((queries, head_dim), dtype=np.int8),
         np.empty((shared, head_dim), dtype=np.float32),
-        np.empty(shared, dtype=np.float32),
-        np.empty(shared * n, dtype=np.int32),
+        np.empty(queries, dtype=np.float32),
+        np.empty(queries, dtype=np.float32),
+        np.empty(queries * n, dtype=np.int32),
         np.empty(shared * n, dtype=np.float32),
-        np.empty(shared * (max(n, head_dim) + 1) // 2, dtype=np.int32),
-        np.empty((2 * shared, head_dim), dtype=np.int32),
+        np.empty(queries * (max(n, head_dim) + 1) // 2, dtype=np.int32),
+        np.empty((2 * queries, head_dim), dtype=np.int32),
         nothing(),
     )
-    for r in range(len(total)):
+    r = np.int64(0)
+    while r < len(total):
         s, t = (first + r) // count, (first + r) % count
-        at = base + t
-        start = max(0, at + 1 - window)
-        scale(total[r], row_scales[r], weight_scale, y)
-        rows = y.reshape(-1, head_dim)
+        some = min(most, count - t, len(total) - r)
+        for i in range(some):
+            scale(total[r + i], row_scales[r + i], weight_scale, y[i])
+        rows, attended = y.reshape(most, -1, head_dim), out.reshape(most, heads, head_dim)
         if keys.ndim == 5:  # known when this is compiled
-            _attention_row_by_matmul(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
-                                     start, at, score_scale, key_block, t == 0, scratch,
-                                     out)  # fmt: skip
+            _attend_by_matmul(rows[:some], cos[t:], sin[t:], keys[s], values[s], steps[s],
+                              scales[s], base + t, window, score_scale, key_block, t == 0, scratch,
+                              attended)  # fmt: skip
         else:
-            _attention_row_by_loops(rows, cos[t], sin[t], keys[s], values[s], steps[s], scales[s],
-                                    start, at, score_scale, key_block, scratch, out)  # fmt: skip
-        hadamard.transform_row(out.reshape(-1), block)
-        out_scales[r] = quantise(out.reshape(-1), q[r])
+            for i in range(some):
+                _attend_by_loops(rows[i], cos[t + i], sin[t + i], keys[s], values[s], steps[s],
+                                 scales[s], base + t + i, window, score_scale, key_block, scratch,
+                                 attended[i])  # fmt: skip
+        for i in range(some):
+            hadamard.transform_row(out[i], block)
+            out_scales[r + i] = quantise(out[i], q[r + i])
+        r += some
     return q, out_scales
 
 
@@ -240,7 +249,7 @@ def _quantise_turned(
 
 
 @compiled_in_place
-def _attention_row_by_loops(
+def _attend_by_loops(
     y: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
@@ -248,15 +257,16 @@ def _attention_row_by_loops(
     values: np.ndarray,
     steps: np.ndarray,
     scales: np.ndarray,
-    start: int,
     at: int,
+    window: int,
     score_scale: np.float32,
     key_block: int,
     scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
     """One token's queries, keys and values y [heads + 2G, D] → attention output [heads, D].
-    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those from `start`."""
+    Its key is written to offset `at` of keys [G, D, ≥ n] …, and sees those of the window."""
+    start = max(0, at + 1 - window)
     q, queries, q_scales = scratch.q, scratch.float_queries, scratch.q_scales
     groups, (shared, head_dim) = len(keys), queries.shape
     heads, n = groups * shared, at + 1 - start
@@ -310,7 +320,7 @@ def _plan_next(
 
 
 @compiled_in_place
-def _attention_row_by_matmul(
+def _attend_by_matmul(
     y: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
@@ -318,50 +328,59 @@ def _attention_row_by_matmul(
     values: np.ndarray,
     steps: np.ndarray,
     scales: np.ndarray,
-    start: int,
     at: int,
+    window: int,
     score_scale: np.float32,
     key_block: int,
     is_first: bool,
     scratch: _Scratch,
     out: np.ndarray,
 ) -> None:
-    """The same, of packed keys [G, n / L, D / g, L · g] and values [G, n / g, D, g]. Meanwhile the
-    first of a stream's tokens fetches what the next key head reads; others find it in the cache."""
-    q, queries, q_scales, sums = scratch.q, scratch.queries, scratch.q_scales, scratch.sums
-    plan = scratch.plan
-    groups, (shared, head_dim) = len(keys), queries.shape
-    heads = groups * shared
-    n, first = at + 1 - start, start // _MULTIPLE * _MULTIPLE
-    skipped = start - first  # keys that are read with the others and count for nothing
-    width = (skipped + n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-    scores = scratch.scores[: shared * width].reshape(shared, width)
+    """The same for T tokens of a stream, y [T, heads + 2G, D], with packed keys [G, n / L, D / g,
+    L · g] and values [G, n / g, D, g], which are read once for all of them. Meanwhile the first of
+    a stream's tokens fetch what the next key head reads; others find it in the cache."""
+    q, plan = scratch.q, scratch.plan
+    count, groups, head_dim = len(y), len(keys), len(scratch.q)
+    shared = out.shape[1] // groups
+    first = max(0, at + 1 - window) // _MULTIPLE * _MULTIPLE
+    width = (at + count - first + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
+    queries, sums = scratch.queries[: count * shared], scratch.sums[: 2 * count * shared]
+    scores = scratch.scores[: count * shared * width].reshape(count * shared, width)
     for g in range(groups):
-        steps[g, at] = _quantise_turned(y[heads + g], cos, sin, key_block, q) * score_scale
-        matmul.put_key(keys[g], at, q)
-        scales[g, at] = quantise(y[heads + groups + g], q)
-        for d in range(head_dim):
-            values[g, at // _GROUP, d, at % _GROUP] = q[d]
+        for t in range(count):
+            row, place = y[t], at + t
+            key_scale = _quantise_turned(row[groups * shared + g], cos[t], sin[t], key_block, q)
+            steps[g, place] = key_scale * score_scale
+            matmul.put_key(keys[g], place, q)
+            scales[g, place] = quantise(row[groups * shared + groups + g], q)
+            for d in range(head_dim):
+                values[g, place // _GROUP, d, place % _GROUP] = q[d]
         if is_first:
             _plan_next(keys[g], values[g], steps[g], scales[g], first, width, plan)
-        bound = maximum(scales[g, start : at + 1])
-        for h in range(shared):
-            q_scales[h] = _quantise_turned(y[g * shared + h], cos, sin, key_block, queries[h])
+        for i in range(len(queries)):
+            t, h = i // shared, i % shared
+            row = y[t, g * shared + h]
+            scratch.q_scales[i] = _quantise_turned(row, cos[t], sin[t], key_block, queries[i])
             fetch(plan)
         near = keys[g, first // _LANES : (first + width) // _LANES]
         matmul.multiply_into(queries, near, scratch.buffer, scores, np.int64(0), plan)
-        for h in range(shared):  # weights take the place of scores
-            row = scores[h]
-            some = row[skipped : skipped + n]
-            softmax(some, steps[g, start : at + 1], scales[g, start : at + 1], q_scales[h], bound,
-                    scratch.floats[:n], some, plan)  # fmt: skip
-            for j in range(skipped):
+        for i in range(len(queries)):  # weights take the place of scores
+            end = at + i // shared + 1
+            start = max(0, end - window)
+            row, n = scores[i], end - start
+            seen = row[start - first : end - first]
+            bound = maximum(scales[g, start:end])
+            softmax(seen, steps[g, start:end], scales[g, start:end], scratch.q_scales[i], bound,
+                    scratch.floats[:n], seen, plan)  # fmt: skip
+            for j in range(start - first):
                 row[j] = 0
-            for j in range(skipped + n, width):
+            for j in range(end - first, width):
                 row[j] = 0
+            scratch.bounds[i] = bound
         near_values = values[g, first // _GROUP : (first + width) // _GROUP]
         matmul.sum_into(scores, near_values, scratch.buffer, sums, plan)
         fetch_rest(plan)
-        for h in range(shared):
+        for i in range(len(queries)):
+            unit = scratch.bounds[i] * _P_UNIT
             for d in range(head_dim):
-                out[g * shared + h, d] = np.float32(sums[h, d]) * (bound * _P_UNIT)
+                out[i // shared, g * shared + i % shared, d] = np.float32(sums[i, d]) * unit

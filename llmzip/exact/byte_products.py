@@ -164,12 +164,14 @@ def _sum_bytes(
     rows, (groups, dim, _) = len(total), values.shape
     start, pitch, step, size = address(_ZEROS), dim * 4, dim * _GROUP, _LANES * _GROUP
     first, done = x, 0
-    if _WIDE and rows == 6:  # of three heads
+    if _WIDE and rows % 6 == 0:  # of three heads
         done = dim // (_WIDE * _LANES) * (_WIDE * _LANES)
         for d in range(0, done, _WIDE * _LANES):
-            v, y = address(values) + d * _GROUP, address(total) + d * 4
+            v = address(values) + d * _GROUP
             far, apart = take(plan, groups * size, v, np.int64(0))
-            _six_wide_p(x, stride, v, step, size, groups, start, y, pitch, far, apart)
+            for r in range(0, rows, 6):
+                at, y = x + r * stride, address(total) + r * pitch + d * 4
+                _six_wide_p(at, stride, v, step, size, groups, start, y, pitch, far, apart)
     for d in range(done, dim, _MULTIPLE):
         v = address(values) + d * _GROUP
         x, y, left = first, address(total) + d * 4, rows
