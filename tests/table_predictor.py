@@ -36,7 +36,7 @@ class TablePredictor:
     ) -> _TableRun:
         return _TableRun(self._table, streams, -1 if prefix is None else int(prefix[-1]))
 
-    def team(self, streams: int, most: int) -> AbstractContextManager[None]:
+    def team(self, streams: int, most: int, *, known: bool = False) -> AbstractContextManager[None]:
         """None: torch has threads of its own."""
         return nullcontext()
 

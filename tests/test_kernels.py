@@ -9,9 +9,9 @@ import torch
 from llmzip.compiled import compiled
 from llmzip.exact import ops, tables
 from llmzip.exact.ahead import nothing
-from llmzip.exact.attention_rows import softmax
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
 from llmzip.exact.rows import absmax, maximum
+from llmzip.exact.softmax import softmax
 
 FLOATS = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, np.inf, -np.inf], np.float32)
 

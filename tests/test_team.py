@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_divided_steps_give_the_bits_of_one_thread(count: int, rotated: bool) -> None:
-    """Many tokens at once, as after a restart, and single steps; more threads than streams."""
+    """Many tokens at once, as of a text that is compressed, and single steps; more threads than
+    streams."""
     architecture, arrays = compiled_llama.small_model()
     model = CompiledLlama(architecture, arrays, rotated=rotated)
     ids = compiled_llama.small_ids(architecture)
@@ -42,16 +43,16 @@ def test_divided_steps_give_the_bits_of_one_thread(count: int, rotated: bool) ->
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("streams", [1, 5])
-def test_archives_are_decoded_by_teams(
+@pytest.mark.parametrize(("streams", "count"), [(1, 2), (2, 4), (1, 3), (5, 3)])
+def test_few_streams_are_coded_by_teams(
     streams: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = PROSE.encode() * 3
-    archive = llmzip.compress(content, model="nano", streams=streams, prime=b"Mr. Bennet")
+    """Into the same archive. Compressing wants one if half of the cores had no stream."""
+    content, teams = PROSE.encode() * 3, []
+    archives = [llmzip.compress(content, model="nano", streams=streams, prime=prime)
+                for prime in (None, b"Mr. Bennet")]  # fmt: skip
     monkeypatch.setattr(base, "_CACHE_WEIGHTS", 0)
     monkeypatch.setattr(compiled_predictor, "cores", lambda: count)
-    teams = []
 
     def made(size: int) -> Team:
         teams.append(size)
@@ -60,10 +61,13 @@ def test_archives_are_decoded_by_teams(
     monkeypatch.setattr(compiled_predictor, "Team", made)
     codec_cache.clear()
     try:
-        assert llmzip.decompress(archive, prime=b"Mr. Bennet") == content
+        assert llmzip.compress(content, model="nano", streams=streams) == archives[0]
+        assert teams == [count] * (2 * streams <= count)
+        assert llmzip.decompress(archives[0]) == content
+        assert teams == [count] * (1 + (2 * streams <= count))
+        assert llmzip.decompress(archives[1], prime=b"Mr. Bennet") == content
     finally:
         codec_cache.clear()
-    assert teams == [count]
 
 
 def test_what_a_thread_raises_ends_the_team() -> None:

@@ -269,8 +269,11 @@ class FrameCodec:
         """What the model answers to the walks to all tokens, in the order of coding."""
         if not len(ranks):
             return
-        with self.threads(streams, len(ranks)) as threads:
-            yield from scored(self, *deal(ranks, streams), threads)
+        with (
+            self.predictor.team(streams, self._most_cores, known=True) as team,
+            self.threads(streams, len(ranks), team) as threads,
+        ):
+            yield from scored(self, *deal(ranks, streams), threads, team)
 
     def decode(self, frame: Frame, progress: Progress) -> bytes:
         """The content of a MODEL frame, unverified. Raises CorruptArchive where it shows."""
@@ -372,7 +375,7 @@ class FrameCodec:
                 step += len(logits)
         return bits / max(1, size)
 
-    def scores(self, table: np.ndarray) -> Iterator[Logits]:
+    def scores(self, table: np.ndarray, team: Any = None) -> Iterator[Logits]:
         """Ranks int32 [steps, S] → logits of all of them, [some steps, S, V]."""
         if len(table):
-            yield from self.new_run(table.shape[1], len(table)).score(self._ids(table.T))
+            yield from self.new_run(table.shape[1], len(table), team).score(self._ids(table.T))

@@ -1,15 +1,15 @@
 """Known tokens of a frame → the answers of its model, scored in threads, in the order of coding.
 
-Each part of the streams has a thread, which runs the model ahead and looks up what the walks to
-its tokens will ask. What is left to do in order, mixing, gets some integers a token. Numba is
-loaded when it is needed, not before.
+Each part of the streams has a thread, which runs the model ahead, alone or as one of a team, and
+looks up what the walks to its tokens will ask. What is left to do in order, mixing, gets some
+integers a token. Numba is loaded when it is needed, not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -41,9 +41,10 @@ class Chunk(NamedTuple):
 
 
 def scored(
-    codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads
+    codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads, team: Any = None
 ) -> Iterator[Chunk]:
-    """Ranks int32 [steps, S], of which the last step has the first `last`, → all tokens."""
+    """Ranks int32 [steps, S], of which the last step has the first `last`, → all tokens. A team
+    divides the steps of the model."""
     from llmzip.mixing.distribution import of_answers
 
     steps, streams = table.shape
@@ -51,7 +52,10 @@ def scored(
     known[-1, last:] = len(codec.vocabulary)  # no token: nothing is asked
     codec.lookups()  # made once, before the threads need it
     rows = zip(
-        *(threads.ahead(_steps(codec, table[:, part], known[:, part])) for part in threads.parts),
+        *(
+            threads.ahead(_steps(codec, table[:, part], known[:, part], team))
+            for part in threads.parts
+        ),
         strict=True,
     )
     done = 0
@@ -66,10 +70,12 @@ def scored(
         yield Chunk(ranks, of_answers(answers, starts), done / steps)
 
 
-def _steps(codec: FrameCodec, table: np.ndarray, known: np.ndarray) -> Iterator[list[_Step]]:
+def _steps(
+    codec: FrameCodec, table: np.ndarray, known: np.ndarray, team: Any
+) -> Iterator[list[_Step]]:
     """The steps of one part of the streams, some at a time."""
     lookups, done = codec.lookups(), 0
-    for logits in codec.scores(table):
+    for logits in codec.scores(table, team):
         ranks = known[done : done + len(logits)]
         counts = lookups.counts(ranks)
         ends = np.cumsum(counts)

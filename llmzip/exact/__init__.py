@@ -2,9 +2,9 @@
 
 The rules are in docs/exactness.md. Bottom up: `tables` → `activations`, `rotary`, `hadamard` →
 `ops` → `attention` → `llama`, `quantise` → `convert` (other architectures). Llama models on CPUs:
-`tiles` → `byte_products`, `word_products` → `matmul` → `rows`, `kv_cache`, `attention_rows` →
-`step` → `compiled_llama`, without torch, and `fused`; on GPUs: `gpu`. `selftest` checks a device.
-Tokenizers and coding are not known here.
+`tiles` → `byte_products`, `word_products` → `matmul` → `rows`, `kv_cache`, `softmax` →
+`attention_rows` → `step` → `compiled_llama`, without torch, and `fused`; on GPUs: `gpu`. `selftest`
+checks a device. Tokenizers and coding are not known here.
 """
 
 from __future__ import annotations

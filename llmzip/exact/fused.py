@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmzip.exact import MAX_CONTEXT, activations, compiled_llama, matmul, ops, tables
-from llmzip.exact.attention_rows import attention_rows
+from llmzip.exact.attention_rows import attention_rows, store_rows
 from llmzip.exact.kv_cache import Cache
 from llmzip.exact.llama import ExactLlama
 from llmzip.exact.rows import (
@@ -99,9 +99,11 @@ class FusedLlama:
                 keys, values, steps, key_scales = (part[i] for part in arrays)
                 q, s = norm_rows(x, self._norms[0][i], epsilon, blocks[0])
                 total = _torch_matmul(layer.qkv, q)
+                store_rows(total, s, scales[0], cos, sin, keys, values, steps, key_scales, base,
+                           score_scale, heads, head_dim, blocks[4], 0)  # fmt: skip
                 q, s = attention_rows(total, s, scales[0], cos, sin, keys, values, steps,
-                                      key_scales, base, window, score_scale, heads, head_dim,
-                                      blocks[1], blocks[4], 0)  # fmt: skip
+                                      key_scales, base, window, heads, head_dim, blocks[1],
+                                      blocks[4], 0)  # fmt: skip
                 add_rows(x, _torch_matmul(layer.output, q), s, scales[1])
                 q, s = norm_rows(x, self._norms[1][i], epsilon, blocks[2])
                 q, s = activation_rows(

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmzip.compiled import compiled, compiled_in_place
 from llmzip.exact import hadamard, matmul
-from llmzip.exact.attention_rows import attention_rows
+from llmzip.exact.attention_rows import attention_rows, store_rows
 from llmzip.exact.rows import (
     activation_rows,
     add_rows,
@@ -131,16 +131,16 @@ def run_step(
             rows = len(part)
             first, last = rows * number // count, rows * (number + 1) // count
             own, own_scales = part[first:last], shared.scales[first:last]
-            a, b = first, last
-            if len(cos) > 1:  # rows of a stream see each other's keys, so one thread attends
-                a, b = (0, rows) if number == 0 else (0, 0)
-
             q, s = norm_rows(own, norms[0][i], epsilon, blocks[0])
             total = _product(member, q, s, first, rows, shared, weights[0][i], qkv)
-            q, s = attention_rows(total[a:b], shared.scales[a:b], weight_scales[0][i], cos, sin,
-                                  keys, values, steps, scales, base, window, score_scale, heads,
-                                  head_dim, blocks[1], blocks[4], start + a)  # fmt: skip
-            total = _product(member, q, s, a, rows, shared, weights[1][i], hidden)
+            store_rows(total[first:last], own_scales, weight_scales[0][i], cos, sin, keys, values,
+                       steps, scales, base, score_scale, heads, head_dim, blocks[4],
+                       start + first)  # fmt: skip
+            meet(member)  # tokens of a stream see each other's keys
+            q, s = attention_rows(total[first:last], own_scales, weight_scales[0][i], cos, sin,
+                                  keys, values, steps, scales, base, window, heads, head_dim,
+                                  blocks[1], blocks[4], start + first)  # fmt: skip
+            total = _product(member, q, s, first, rows, shared, weights[1][i], hidden)
             add_rows(own, total[first:last], own_scales, weight_scales[1][i])
             q, s = norm_rows(own, norms[1][i], epsilon, blocks[2])
             total = _product(member, q, s, first, rows, shared, weights[2][i], gate_up)

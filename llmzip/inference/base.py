@@ -84,9 +84,12 @@ class Predictor(Protocol):
         had just restarted. `threads` are what `team` gave.
         """
 
-    def team(self, streams: int, most: int) -> AbstractContextManager[Team | None]:
-        """Threads, `most` at most, that divide each step of decoding, if that is faster than
-        streams of their own for each; else None."""
+    def team(
+        self, streams: int, most: int, *, known: bool = False
+    ) -> AbstractContextManager[Team | None]:
+        """Threads, `most` at most, that divide each step, if that is faster than streams of their
+        own for each; else None. Steps are of one token of each stream, or of many if all are
+        `known`."""
 
     def memory(self, streams: int, steps: int) -> int:
         """The bytes that such a run needs, about; a prefix counts as steps."""

@@ -54,11 +54,14 @@ class CompiledPredictor:
         known = np.zeros(0, dtype=np.int64) if prefix is None else np.asarray(prefix)
         return _Run(self, streams, steps, known, threads)
 
-    def team(self, streams: int, most: int) -> AbstractContextManager[Team | None]:
+    def team(
+        self, streams: int, most: int, *, known: bool = False
+    ) -> AbstractContextManager[Team | None]:
         """Threads that divide each step of few streams. With more streams, each thread is as fast
-        with its own, and its mixing then delays no other's steps."""
+        with its own, and its mixing then delays no other's steps. If all tokens are known, a thread
+        with a single stream is, too; so a team pays where half of the cores had none."""
         count = min(cores(), most, _LARGEST_TEAM)
-        few = streams < _OWN_STREAMS * count
+        few = 2 * streams <= count if known else streams < _OWN_STREAMS * count
         if count > 1 and few and exceeds_cache(self.model.spec) and available():
             return Team(count)
         return nullcontext()

@@ -89,7 +89,7 @@ class ExactPredictor:
             known = self._after_prefix = prefix, run.cache, hidden
         return known[1:]
 
-    def team(self, streams: int, most: int) -> AbstractContextManager[None]:
+    def team(self, streams: int, most: int, *, known: bool = False) -> AbstractContextManager[None]:
         """None: torch has threads of its own."""
         return nullcontext()
 

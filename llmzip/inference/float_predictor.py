@@ -105,7 +105,9 @@ class FloatPredictor:
         """Begin `streams` streams, after `prefix`."""
         return _FloatRun(self, streams, None if prefix is None else torch.as_tensor(prefix))
 
-    def team(self, streams: int, most: int) -> contextlib.AbstractContextManager[None]:
+    def team(
+        self, streams: int, most: int, *, known: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
         """None: torch has threads of its own."""
         return contextlib.nullcontext()
 

@@ -14,7 +14,7 @@ from llmzip.archive.options import Options
 from llmzip.bench import provenance
 from llmzip.coding.frame_codec import FrameCodec
 from llmzip.errors import LlmzipError
-from llmzip.exact.attention_rows import attention_rows
+from llmzip.exact.attention_rows import attention_rows, store_rows
 from llmzip.exact.compiled_llama import CompiledLlama
 from llmzip.exact.matmul import INSTRUCTION
 from llmzip.exact.rows import activation_rows, add_rows, norm_rows
@@ -152,9 +152,11 @@ def _stages(predictor: CompiledPredictor, length: int) -> dict[str, float]:
             arrays = tuple(part[i] for part in cache.arrays)
             q, s = timed("norms", norm_rows, x, model._norms[0][i], epsilon, model._blocks[0])
             total = timed("products", _multiply, q, weights[0])
+            timed("attention", store_rows, total, s, scales[0], cos, sin, *arrays, base,
+                  score_scale, heads, head_dim, model._blocks[4], 0)  # fmt: skip
             q, s = timed("attention", attention_rows, total, s, scales[0], cos, sin, *arrays, base,
-                         cache.window, score_scale, heads, head_dim, model._blocks[1],
-                         model._blocks[4], 0)  # fmt: skip
+                         cache.window, heads, head_dim, model._blocks[1], model._blocks[4],
+                         0)  # fmt: skip
             total = timed("products", _multiply, q, weights[1])
             timed("sums", add_rows, x.copy(), total, s, scales[1])
             q, s = timed("norms", norm_rows, x, model._norms[1][i], epsilon, model._blocks[2])

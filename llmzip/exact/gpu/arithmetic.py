@@ -1,4 +1,4 @@
-"""Single exact operations inside Triton kernels, bits as `ops` and `attention_rows` define them.
+"""Single exact operations inside Triton kernels, bits as `ops` and `softmax` define them.
 
 Division and root are the correctly rounded ones; Triton's own `/` is approximate on GPUs. Kernels
 are launched without contraction (`OPTIONS`). Knows nothing of models.
@@ -86,7 +86,7 @@ def gated(gate, up, table):
 @triton.jit
 def exp2_weight(distance):
     """Distances below the best score, in table steps → int32 weights, as
-    `tables.attention_weights`. See `attention_rows._exp2_weight`."""
+    `tables.attention_weights`. See `softmax._exp2_weight`."""
     bits = (tl.where(distance < BELOW, distance, BEYOND) + ROUNDER).to(tl.int32, bitcast=True)
     x = ((bits & 1023) | UNIT_BITS).to(tl.float32, bitcast=True) - CENTER
     y = ((((C5 * x + C4) * x + C3) * x + C2) * x + C1) * x + (C0 + ROUNDER)
