@@ -75,20 +75,21 @@ def store_rows(
         at = base + t
         scale(total[r, queries:], row_scales[r], weight_scale[queries:], y)
         for g in range(groups):
-            key_scale = _quantise_turned(rows[g], cos[t], sin[t], key_block, q)
-            steps[s, g, at] = key_scale * score_scale
+            key, value = keys[s, g], values[s, g]
+            steps[s, g, at] = score_scale * _quantise_turned(rows[g], cos[t], sin[t], key_block, q)
             if keys.ndim == 5:  # known when this is compiled
-                matmul.put_key(keys[s, g], at, q)
+                matmul.put_key(key, at, q)
             else:
                 for d in range(head_dim):
-                    keys[s, g, d, at] = q[d]
+                    key[d, at] = q[d]
             scales[s, g, at] = quantise(rows[groups + g], q)
             if keys.ndim == 5:
+                some = value[at // _GROUP]
                 for d in range(head_dim):
-                    values[s, g, at // _GROUP, d, at % _GROUP] = q[d]
+                    some[d, at % _GROUP] = q[d]
             else:
                 for d in range(head_dim):
-                    values[s, g, d, at] = q[d]
+                    value[d, at] = q[d]
 
 
 @compiled
