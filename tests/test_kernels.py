@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from llmzip.compiled import compiled
 from llmzip.exact import ops, tables
 from llmzip.exact.ahead import nothing
 from llmzip.exact.float_bits import bits_of, float_of, ordered, shift_right
-from llmzip.exact.rows import absmax, maximum
+from llmzip.exact.rows import ROUNDER, absmax, maximum
 from llmzip.exact.softmax import softmax
 
 FLOATS = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, np.inf, -np.inf], np.float32)
@@ -35,6 +37,29 @@ def test_computed_exponentials_are_those_of_the_table(best: int) -> None:
     bound = np.float32(65536 / expected.sum(dtype=np.int64))
     scales = np.ones(len(scores), np.float32)
     assert np.array_equal(_softmax(scores, scales, bound, step=0.5), expected)
+
+
+def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a · b + c in float32, rounded once: the product is exact in float64, and the sum rounded to
+    odd, so that it is not rounded twice."""
+    product, c = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + c
+    rest = total - product
+    error = (product - (total - rest)) + (c - rest)
+    even = total.view(np.int64) % 2 == 0
+    nudged = np.nextafter(total, np.copysign(np.inf, error))
+    return np.where((error != 0) & even, nudged, total).astype(np.float32)
+
+
+@pytest.mark.parametrize("fused", list(itertools.product([False, True], repeat=5)))
+def test_the_polynomial_gives_the_table_however_it_is_contracted(fused: tuple[bool, ...]) -> None:
+    t = np.arange(1024)
+    x = (t - tables.EXP2_CENTER).astype(np.float32)
+    constant, *others = (np.full(1024, c, np.float32) for c in tables.EXP2_POLYNOMIAL)
+    y = others.pop()
+    for together, c in zip(fused, [*others[::-1], constant + ROUNDER], strict=True):
+        y = _fused(y, x, c) if together else y * x + c
+    assert np.array_equal(y - ROUNDER, tables.exp2_mantissas(10, 16))
 
 
 @pytest.mark.parametrize("step", [np.inf, np.nan])

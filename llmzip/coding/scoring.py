@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
 
 
 def scored(
-    codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads, team: Any = None
+    codec: FrameCodec, table: np.ndarray, last: int, threads: StreamThreads, team: Any
 ) -> Iterator[Chunk]:
     """Ranks int32 [steps, S], of which the last step has the first `last`, → all tokens. A team
     divides the steps of the model."""

@@ -31,13 +31,13 @@ _SHARE = 21  # of what it works on, a loop fetches one in so many; tiles fetch h
 
 
 class _Scratch(NamedTuple):
-    """Arrays for h queries of a key head, of one token or of several, made once for many."""
+    """Arrays for h queries of a key head, of T tokens, made once for many."""
 
     q: np.ndarray  # int8 [D]
     queries: np.ndarray  # int8 [h, D], for `matmul`; else
     float_queries: np.ndarray  # float32 [h, D]
     q_scales: np.ndarray  # float32 [h]
-    bounds: np.ndarray  # float32 [h], of the scales of values
+    bounds: np.ndarray  # float32 [T], of the scales of values
     scores: np.ndarray  # int32 [h · n]
     floats: np.ndarray  # float32 [h · n]
     buffer: np.ndarray  # int32, for `matmul`
@@ -126,7 +126,7 @@ def attention_rows(
         np.empty((queries, head_dim), dtype=np.int8),
         np.empty((shared, head_dim), dtype=np.float32),
         np.empty(queries, dtype=np.float32),
-        np.empty(queries, dtype=np.float32),
+        np.empty(most, dtype=np.float32),
         np.empty(queries * n, dtype=np.int32),
         np.empty(shared * n, dtype=np.float32),
         np.empty(queries * (max(n, head_dim) + 1) // 2, dtype=np.int32),
@@ -305,30 +305,33 @@ def _attend_by_matmul(
     for g in range(groups):
         if is_first:
             _plan_next(keys[g], values[g], steps[g], scales[g], first, width, plan)
-        for i in range(len(queries)):
-            t, h = i // shared, i % shared
-            row = y[t, g * shared + h]
-            scratch.q_scales[i] = _quantise_turned(row, cos[t], sin[t], key_block, queries[i])
-            fetch(plan)
+        for t in range(count):
+            for h in range(shared):
+                row, i = y[t, g * shared + h], t * shared + h
+                scratch.q_scales[i] = _quantise_turned(row, cos[t], sin[t], key_block, queries[i])
+                fetch(plan)
         near = keys[g, first // _LANES : (first + width) // _LANES]
         matmul.multiply_into(queries, near, scratch.buffer, scores, np.int64(0), plan)
-        for i in range(len(queries)):  # weights take the place of scores
-            end = at + i // shared + 1
+        for t in range(count):
+            end = at + t + 1
             start = max(0, end - window)
-            row, n = scores[i], end - start
-            seen = row[start - first : end - first]
-            bound = maximum(scales[g, start:end])
-            softmax(seen, steps[g, start:end], scales[g, start:end], scratch.q_scales[i], bound,
-                    scratch.floats[:n], seen, plan)  # fmt: skip
-            for j in range(start - first):
-                row[j] = 0
-            for j in range(end - first, width):
-                row[j] = 0
-            scratch.bounds[i] = bound
+            own_steps, own_scales = steps[g, start:end], scales[g, start:end]
+            bound = maximum(own_scales)
+            scratch.bounds[t] = bound
+            for i in range(t * shared, (t + 1) * shared):  # weights take the place of scores
+                row = scores[i]
+                seen = row[start - first : end - first]
+                softmax(seen, own_steps, own_scales, scratch.q_scales[i], bound,
+                        scratch.floats[: end - start], seen, plan)  # fmt: skip
+                for j in range(start - first):
+                    row[j] = 0
+                for j in range(end - first, width):
+                    row[j] = 0
         near_values = values[g, first // _GROUP : (first + width) // _GROUP]
         matmul.sum_into(scores, near_values, scratch.buffer, sums, plan)
         fetch_rest(plan)
-        for i in range(len(queries)):
-            unit = scratch.bounds[i] * _P_UNIT
-            for d in range(head_dim):
-                out[i // shared, g * shared + i % shared, d] = np.float32(sums[i, d]) * unit
+        for t in range(count):
+            unit = scratch.bounds[t] * _P_UNIT
+            for h in range(shared):
+                for d in range(head_dim):
+                    out[t, g * shared + h, d] = np.float32(sums[t * shared + h, d]) * unit

@@ -2,8 +2,8 @@
 rows between products (tensor parallelism).
 
 Weights that exceed the caches are then read once for all rows, not once by each thread for its own.
-Threads meet some sixty times a step, at a barrier inside of compiled code: they wait for each other
-by looking, and leave the processor when that takes long.
+Threads meet some seventy times a step, at a barrier inside of compiled code: they wait for each
+other by looking, and leave the processor when that takes long.
 """
 
 from __future__ import annotations
